@@ -1,0 +1,38 @@
+# `make` lists the targets. Each sets up what it needs: Python 3.11 or newer with venv and pip is all that must be there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+# Two workers with one thread each, unless told otherwise: faster on two cores than one worker with two threads.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check setup format golden clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
+
+demo: $(READY)  ## train a small GPT on two ranks with compressed activations, and compare
+	$(BIN)/fxpipe demo
+
+test: $(READY)  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+
+check: $(READY)  ## style, format and types
+	BIN=$(BIN) tools/check.sh
+
+setup: $(READY)  ## create .venv with fxpipe, its extras and the developer tools
+
+format: $(READY)  ## sort the imports and format every file
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+clean:  ## remove .venv and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Made anew when what is to be installed changes; editable, so that the sources here are what runs.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxpipe needs Python 3.11 or newer; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[hf,dev]'
+	@touch $(READY)

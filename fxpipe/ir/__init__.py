@@ -1,0 +1,1 @@
+"""Values only, no algorithms: read this folder first."""

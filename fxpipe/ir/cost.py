@@ -1,0 +1,165 @@
+"""What things cost: nodes, devices, links. Numbers are exact and carry their unit in their name."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sympy
+
+from fxpipe.errors import OptionError, PlanError, unknown
+
+Size = int | sympy.Expr
+Time = float | sympy.Expr
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """The cost of one node for one microbatch on one device.
+
+    Counts are integers, or sympy expressions over the program's dynamic dimensions.
+    ``saved_bytes`` is what eager autograd would keep for backward because of this node: the bytes of storages
+    that this node produced and that some node saves, each storage once, parameters and inputs of the program excluded.
+    ``parameter_bytes`` counts the parameters that this node reads, each parameter at its first reader only, so that the sum
+    over nodes is the size of the model.
+    """
+
+    name: str
+    operator: str
+    flops: Size
+    backward_flops: Size
+    bytes_read: Size
+    bytes_written: Size
+    output_bytes: Size
+    parameter_bytes: Size
+    saved_bytes: Size
+    forward_seconds: Time
+    backward_seconds: Time
+
+    def at(self, sizes: Mapping[str, int]) -> "NodeCost":
+        """The same cost with dynamic dimensions replaced by numbers, ``sizes`` mapping symbol name to value."""
+        return NodeCost(self.name, self.operator, *(_at(getattr(self, f), sizes) for f in COST_FIELDS))
+
+
+COST_FIELDS = tuple(f for f in NodeCost.__dataclass_fields__ if f not in ("name", "operator"))
+
+
+def _at(value: Any, sizes: Mapping[str, int]) -> Any:
+    if not isinstance(value, sympy.Expr):
+        return value
+    bound = value.subs({s: sizes[s.name] for s in value.free_symbols if s.name in sizes})
+    if not bound.is_number:
+        return bound
+    return int(bound) if bound.is_integer else float(bound)
+
+
+@dataclass(frozen=True)
+class CostTable(Mapping[str, NodeCost]):
+    """The cost of every node of a program, by node name, in program order.
+
+    ``source`` says where the seconds come from: ``modelled`` (roofline of the device) or ``measured`` (run on it).
+    """
+
+    nodes: tuple[NodeCost, ...]
+    device: str
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.source not in ("modelled", "measured"):
+            raise OptionError(unknown("cost source", self.source, ("modelled", "measured")))
+        object.__setattr__(self, "_by_name", {n.name: n for n in self.nodes})
+
+    def __getitem__(self, name: str) -> NodeCost:
+        by_name: dict[str, NodeCost] = self.__dict__["_by_name"]
+        return by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (n.name for n in self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def at(self, sizes: Mapping[str, int]) -> "CostTable":
+        """The table with dynamic dimensions replaced by numbers."""
+        return CostTable(tuple(n.at(sizes) for n in self.nodes), self.device, self.source)
+
+    def to_json(self) -> str:
+        """One JSON object; symbolic entries as sympy text. ``from_json`` is the inverse."""
+        rows = [{k: str(v) if isinstance(v, sympy.Expr) else v for k, v in asdict(n).items()} for n in self.nodes]
+        return json.dumps({"device": self.device, "source": self.source, "nodes": rows}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "CostTable":
+        """Reads ``to_json``'s text; raises PlanError where it is not that."""
+        try:
+            data = json.loads(text)
+            rows = tuple(NodeCost(**{k: _read(k, v) for k, v in row.items()}) for row in data["nodes"])
+            return CostTable(rows, data["device"], data["source"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise PlanError(f"not a cost table: {e}; expected the JSON that CostTable.to_json writes") from e
+
+
+def _read(field: str, value: Any) -> Any:
+    return parse_size(value) if field in COST_FIELDS and isinstance(value, str) else value
+
+
+def parse_size(text: str) -> sympy.Expr:
+    """Reads an arithmetic expression over integers and symbols without evaluating Python code."""
+    from fxpipe.ir.expression import parse_expression
+
+    return parse_expression(text)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A named device with its peak rates; ``source`` says where the numbers were read or measured."""
+
+    name: str
+    flops_per_second: Mapping[str, float]  # by dtype name: "float32", "bfloat16", "float16"
+    memory_bytes_per_second: float
+    memory_bytes: int
+    launch_seconds: float  # fixed cost of starting one operator
+    source: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a hierarchy of links: ``size`` children, each with an uplink of this bandwidth."""
+
+    size: int
+    bandwidth_bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Levels of links, innermost first, and the memory of each device (``None``: not limited)."""
+
+    levels: tuple[Level, ...]
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for k, level in enumerate(self.levels):
+            if level.size < 1:
+                raise OptionError(f"topology level {k} has size {level.size}; expected at least 1")
+            if not level.bandwidth_bytes_per_second > 0:
+                raise OptionError(
+                    f"topology level {k} has bandwidth {level.bandwidth_bytes_per_second}; expected more than 0"
+                )
+
+    @property
+    def n_devices(self) -> int:
+        """The product of the sizes of all levels."""
+        total = 1
+        for level in self.levels:
+            total *= level.size
+        return total
+
+    def bandwidth_bytes_per_second(self, a: int, b: int) -> float:
+        """The slowest uplink on the way between devices ``a`` and ``b``; infinite within one device."""
+        slowest = float("inf")
+        for level in self.levels:
+            if a == b:
+                break
+            slowest = min(slowest, level.bandwidth_bytes_per_second)
+            a, b = a // level.size, b // level.size
+        return slowest

@@ -1,0 +1,85 @@
+"""Pipeline: runs passes in order; checks what each requires, copies, times, verifies, records, dumps."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch.fx as fx
+
+from fxpipe.errors import VerifyError
+from fxpipe.ir.program import PassRecord, Program
+from fxpipe.pass_base import Pass
+from fxpipe.verify import verify_program
+
+Observer = Callable[[Pass, Program, Program], None]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A sequence of passes.
+
+    ``observers`` are called after each pass with (pass, program before, program after): printing, dumping, counting.
+    """
+
+    passes: tuple[Pass, ...]
+    observers: tuple[Observer, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        known: set[type] = set()
+        for step in self.passes:
+            missing = [r.__name__ for r in step.requires if r not in known]
+            if missing:
+                raise VerifyError(f"{step.name} requires {', '.join(missing)}, which no pass before it provides")
+            known |= set(step.provides)
+
+    def run(self, program: Program) -> Program:
+        """Runs every pass; the given program is not changed. Raises what a pass raises, or VerifyError."""
+        verify_program(program, "the pipeline's input")
+        for step in self.passes:
+            before = program
+            start = time.perf_counter()
+            program = step.run(replace(before, graph_module=_copy(before.graph_module)))
+            seconds = time.perf_counter() - start
+            verify_program(program, str(step))
+            missing = [p.__name__ for p in step.provides if p not in program.facts]
+            if missing:
+                raise VerifyError(f"{step.name} provides {', '.join(missing)} but left none")
+            record = PassRecord(str(step), seconds, len(program.graph.nodes))
+            program = replace(program, log=(*program.log, record))
+            for observe in self.observers:
+                observe(step, before, program)
+        return program
+
+
+def _copy(module: fx.GraphModule) -> fx.GraphModule:
+    """A new graph over the same tensors and submodules."""
+    graph = fx.Graph()
+    output = graph.graph_copy(module.graph, val_map := {})
+    last = graph.output(output)
+    last.meta = copy.copy(module.graph.output_node().meta)
+    for old, new in val_map.items():
+        new.meta = copy.copy(old.meta)
+    result = fx.GraphModule(module, graph, module._get_name())
+    result.train(module.training)
+    return result
+
+
+@dataclass(frozen=True)
+class Dump:
+    """An observer that writes the listing before and after each pass: ``03-partition-stages.before.txt`` and ``.after.txt``."""
+
+    folder: Path
+    listing: Callable[[Program], str]
+
+    def __call__(self, step: Pass, before: Program, after: Program) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{len(after.log):02d}-{step.name}"
+        for when, program in (("before", before), ("after", after)):
+            (self.folder / f"{stem}.{when}.txt").write_text(self.listing(program) + "\n")
+
+
+def summary(program: Program) -> Sequence[tuple[str, float, int]]:
+    """The program's history as rows of (pass, seconds, nodes)."""
+    return [(r.text, r.seconds, r.n_nodes) for r in program.log]

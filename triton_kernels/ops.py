@@ -1,0 +1,146 @@
+"""The operators ``fxpipe::bfp_compress`` and ``fxpipe::bfp_decompress``, each one visible node in every graph.
+
+CUDA and HIP tensors go to the Triton kernels, CPU tensors to ``cpu``; fake tensors get their shapes, symbolic ones too.
+Importing this module registers the operators. Neither is differentiable, and both leave their inputs alone.
+
+``order`` is a permutation of the dimensions: values are stored in the row-major order of ``x.permute(order)``, and the
+decompressed tensor's memory runs in that order. With the order in which the memory of a dense ``x`` runs (a transposed or
+channels-last tensor, say) nothing is copied; with any other order the result is the same and a copy is made.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import cpu
+from .format import BFPFormat
+from .reference import dtype_name
+
+_LIBRARY = torch.library.Library("fxpipe", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+_LIBRARY.define("bfp_compress(Tensor x, str format, int[] order) -> Tensor[]", tags=_TAGS)
+_LIBRARY.define(
+    "bfp_decompress(Tensor[] planes, str format, SymInt[] shape, int[] order, ScalarType dtype) -> Tensor", tags=_TAGS
+)
+
+
+def compress(x: Tensor, format: str | BFPFormat) -> tuple[Tensor, ...]:
+    """Store ``x`` (any shape; float32, bfloat16 or float16) in ``format``: its planes, one-dimensional, in row-major order.
+
+    Raises:
+        FormatError: ``format`` names no format.
+        TypeError: the dtype of ``x`` is another.
+    """
+    return tuple(torch.ops.fxpipe.bfp_compress(x, str(format), list(range(x.dim()))))
+
+
+def decompress(packed: Sequence[Tensor], format: str | BFPFormat, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The tensor of ``shape`` and ``dtype`` that ``compress`` stored as ``packed`` in the same ``format``.
+
+    Raises:
+        FormatError: ``format`` names no format.
+        TypeError: ``dtype`` is not float32, bfloat16 or float16.
+        ValueError: ``packed`` does not hold the planes of that format for so many values.
+    """
+    order = list(range(len(shape)))
+    value: Tensor = torch.ops.fxpipe.bfp_decompress(list(packed), str(format), list(shape), order, dtype)
+    return value
+
+
+def _compress_cpu(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+    fmt = _checked(format, x.dtype, order, x.dim())
+    return list(cpu.compress(_flat(x, order), fmt))
+
+
+def _compress_gpu(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+    from . import launch
+
+    fmt = _checked(format, x.dtype, order, x.dim())
+    return list(launch.compress(_flat(x, order), fmt))
+
+
+def _compress_fake(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+    fmt = _checked(format, x.dtype, order, x.dim())
+    return [x.new_empty(plane.length, dtype=getattr(torch, plane.dtype)) for plane in fmt.planes(x.numel())]
+
+
+def _decompress_cpu(
+    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    fmt = _checked(format, dtype, order, len(shape))
+    planes = _checked_planes(planes, fmt, shape)
+    return _shaped(cpu.decompress(planes, fmt, math.prod(shape), dtype), shape, order)
+
+
+def _decompress_gpu(
+    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    from . import launch
+
+    fmt = _checked(format, dtype, order, len(shape))
+    planes = _checked_planes(planes, fmt, shape)
+    return _shaped(launch.decompress(planes, fmt, math.prod(shape), dtype), shape, order)
+
+
+def _decompress_fake(
+    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    fmt = _checked(format, dtype, order, len(shape))
+    _check_plane_kinds(planes, fmt)
+    permuted = [shape[dim] for dim in order]
+    return planes[0].new_empty(permuted, dtype=dtype).permute(_inverse(order))
+
+
+def _checked(format: str, dtype: torch.dtype, order: Sequence[int], n_dims: int) -> BFPFormat:
+    fmt = BFPFormat.parse(format)
+    dtype_name(dtype, fmt)
+    if sorted(order) != list(range(n_dims)):
+        raise ValueError(
+            f"format '{fmt}': order {list(order)} is not a permutation of the {n_dims} dimensions {list(range(n_dims))}"
+        )
+    return fmt
+
+
+def _check_plane_kinds(planes: Sequence[Tensor], fmt: BFPFormat) -> None:
+    """Count and dtypes of the planes: what is known of fake tensors too."""
+    expected = [plane.dtype for plane in fmt.planes(1)]
+    found = [str(plane.dtype).removeprefix("torch.") for plane in planes]
+    if found != expected:
+        legal = ", ".join(f"{plane.name} {plane.dtype}" for plane in fmt.planes(1))
+        raise ValueError(f"format '{fmt}' has the planes {legal}; found {', '.join(found) or 'none'}")
+
+
+def _checked_planes(planes: Sequence[Tensor], fmt: BFPFormat, shape: Sequence[int]) -> list[Tensor]:
+    _check_plane_kinds(planes, fmt)
+    numel = math.prod(shape)
+    for plane, expected in zip(planes, fmt.planes(numel), strict=True):
+        if plane.shape != (expected.length,):
+            raise ValueError(
+                f"format '{fmt}': plane {expected.name} of {numel} values, shape {list(shape)}, has the shape "
+                f"[{expected.length}], not {list(plane.shape)}"
+            )
+    return [plane.contiguous() for plane in planes]
+
+
+def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
+    return x.permute(order).reshape(-1)
+
+
+def _shaped(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
+    return flat.view([shape[dim] for dim in order]).permute(_inverse(order))
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+for _device, _compress, _decompress in (
+    ("CPU", _compress_cpu, _decompress_cpu),
+    ("CUDA", _compress_gpu, _decompress_gpu),
+):
+    _LIBRARY.impl("bfp_compress", _compress, _device)
+    _LIBRARY.impl("bfp_decompress", _decompress, _device)
+torch.library.register_fake("fxpipe::bfp_compress", _compress_fake, lib=_LIBRARY)
+torch.library.register_fake("fxpipe::bfp_decompress", _decompress_fake, lib=_LIBRARY)
