@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fxpipe.pass_manager import Pipeline as Pipeline
     from fxpipe.pipeline import Options as Options
     from fxpipe.plan import Plan as Plan
-    from fxpipe.triton_kernels import BFPFormat as BFPFormat, compress as compress, decompress as decompress
+    from fxpipe.triton_kernels.format import BFPFormat as BFPFormat
+    from fxpipe.triton_kernels.ops import compress as compress, decompress as decompress
 
 if find_spec("fxpipe.passes") is None:
     raise ImportError(f"{__file__} is a bare checkout, without fxpipe.passes: `pip install -e` it, or start elsewhere")
@@ -26,7 +27,8 @@ _NAMES_OF_MODULE = {
     "fxpipe.pass_manager": ("Pipeline",),
     "fxpipe.pipeline": ("Options",),
     "fxpipe.plan": ("Plan",),
-    "fxpipe.triton_kernels": ("BFPFormat", "compress", "decompress"),
+    "fxpipe.triton_kernels.format": ("BFPFormat",),
+    "fxpipe.triton_kernels.ops": ("compress", "decompress"),
 }
 _HOME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}
 __all__ = list(_HOME)

@@ -37,11 +37,12 @@ class TensorMade:
 class Probe:
     """What one call of an operator does. A position counts the tensors among its arguments, or among its outputs.
 
-    ``read_bytes``: the different elements of each argument, an argument passed twice counted once (0 at its second place).
-    ``mutated``: arguments written in place. ``saved_arguments`` and ``saved_outputs``: those whose storage autograd keeps
-    for backward; ``saved_inside_bytes``: what it keeps of storages that appear nowhere else (dropout masks, mean and rstd).
-    ``gradient_bytes``: each new gradient that backward writes; one that is passed on as it came is not written.
-    ``backward_read_bytes``: the output's gradients and everything saved; 0 where backward writes nothing.
+    ``read_bytes``: the different elements of each argument, an argument passed twice counted once (0 at its second
+    place). ``mutated``: arguments written in place. ``saved_arguments`` and ``saved_outputs``: those whose storage
+    autograd keeps for backward; ``saved_inside_bytes``: what it keeps of storages that appear nowhere else (dropout
+    masks, mean and rstd). ``gradient_bytes``: each new gradient that backward writes; one that is passed on as it came
+    is not written. ``backward_read_bytes``: the output's gradients and everything saved; 0 where backward writes
+    nothing.
     """
 
     read_bytes: tuple[Size, ...]
@@ -59,8 +60,8 @@ class Probe:
 class LeafCall:
     """A call whose tensors are leaves of their own, so that one operator can be run and differentiated alone.
 
-    ``tensors`` are the tensors passed, in order; ``leaves`` those that autograd follows. Values are shared with the caller's
-    tensors, except where the operator would write them: those are copies.
+    ``tensors`` are the tensors passed, in order; ``leaves`` those that autograd follows. Values are shared with the
+    caller's tensors, except where the operator would write them: those are copies.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ def probe(
 ) -> Probe:
     """Runs ``target(*args, **kwargs)`` and its backward once on fakes, under the caller's grad mode.
 
-    The tensors among the arguments are fake tensors of ``mode`` and are not changed; ``requires_grad`` has one flag for each.
-    Raises whatever the operator raises.
+    The tensors among the arguments are fake tensors of ``mode`` and are not changed; ``requires_grad`` has one flag for
+    each. Raises whatever the operator raises.
     """
     with mode, _no_new_facts(mode):
         call = LeafCall(target, args, kwargs, requires_grad)
@@ -120,13 +121,15 @@ def probe(
         received = [torch.empty_like(t) for t in outputs]
         with _flop_counter() as backward:
             gradients = call.gradients(outputs, received) if outputs and call.leaves else []
-        return _describe(call, made, saved, received, gradients, (_flops(forward), _flops(backward)))
+        flops = size(forward.get_total_flops()), size(backward.get_total_flops())
+        return _describe(call, made, saved, received=received, gradients=gradients, flops=flops)
 
 
 def _describe(
     call: LeafCall,
     made: Sequence[torch.Tensor],
     saved: Sequence[torch.Tensor],
+    *,
     received: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor],
     flops: tuple[Size, Size],
@@ -204,7 +207,8 @@ def storage_bytes(tensor: torch.Tensor) -> Size:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
 
 
 def _first_place(tensors: Sequence[torch.Tensor]) -> dict[int, int]:
@@ -235,21 +239,17 @@ def _flop_counter() -> FlopCounterMode:
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_flop_count(query, key, value)
+    return sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
 
 
 def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return sdpa_backward_flop_count(gradient, query, key, value)  # type: ignore[no-untyped-call]
 
 
 _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-
-
-def _flops(counter: FlopCounterMode) -> Size:
-    return size(counter.get_total_flops())
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from fxpipe.probe import Probe, probe, storage_bytes, tensors_of
 
 @dataclass
 class Storage:
-    """One allocation. ``owner`` is the node that it came with: a call made it, a get_attr or placeholder brought it in."""
+    """One allocation. ``owner`` is the node that it came with: a call made it, a get_attr or placeholder brought it
+    in."""
 
     owner: fx.Node
     bytes: Size
@@ -49,7 +50,8 @@ class Call:
 
 @dataclass
 class Walk:
-    """The calls of a graph in program order, and the tensors of every node's value. ``storages`` is in order of making."""
+    """The calls of a graph in program order, and the tensors of every node's value. ``storages`` is in order of
+    making."""
 
     calls: list[Call] = field(default_factory=list)
     values: dict[fx.Node, list[Value]] = field(default_factory=dict)
@@ -60,7 +62,8 @@ def walk(graph_module: fx.GraphModule) -> Walk:
     """Probes every call of a graph whose nodes carry ``meta["val"]``; changes neither the graph nor its symbols.
 
     Raises:
-        VerifyError: a node has no ``meta["val"]``, is not of a kind that ``trace`` makes, or its operator fails on fakes.
+        VerifyError: a node has no ``meta["val"]``, is not of a kind that ``trace`` makes, or its operator fails on
+        fakes.
     """
     with torch.set_grad_enabled(True):  # restores the caller's grad mode, whatever the graph sets
         return _Walker(graph_module).run()
@@ -101,7 +104,9 @@ class _Walker:
             elif node.op == "call_function":
                 self._call(node)
             elif node.op != "output":
-                raise VerifyError(f"node {node.name} is a {node.op} of {node.target}; expected call_function nodes only")
+                raise VerifyError(
+                    f"node {node.name} is a {node.op} of {node.target}; expected call_function nodes only"
+                )
         return self.result
 
     def _bring(self, node: fx.Node) -> None:
@@ -151,11 +156,13 @@ class _Walker:
             else:
                 storage = arguments[made.alias].storage
             values.append(Value(storage, made.requires_grad))
-        for i in found.mutated:
-            arguments[i].storage.mutated = True
-            arguments[i].storage.requires_grad |= any(m.alias == i and m.requires_grad for m in found.makes)
-        for storage in [*(arguments[i].storage for i in found.saved_arguments), *(fresh[i] for i in found.saved_outputs)]:
-            storage.saved = True
+        for storage in (arguments[i].storage for i in found.mutated):
+            storage.mutated = True
+            storage.requires_grad |= any(v.storage is storage and v.requires_grad for v in values)
+        for i in found.saved_arguments:
+            arguments[i].storage.saved = True
+        for i in found.saved_outputs:
+            fresh[i].saved = True
         self.result.values[node] = values
 
     def _key(self, node: fx.Node, arguments: tuple[Value, ...]) -> Hashable:
@@ -169,18 +176,21 @@ class _Walker:
             if argument not in self.tokens:
                 self.tokens[argument] = self._token(value_of(self.graph_module, argument))
             return self.tokens[argument]
-        if isinstance(argument, torch.Tensor):
-            sizes, strides = map(self._token, (tuple(argument.shape), argument.stride()))
-            return sizes, strides, argument.dtype, argument.device
-        if isinstance(argument, (tuple, list)):
-            return tuple(map(self._token, argument))
-        if isinstance(argument, dict):
-            return tuple((k, self._token(v)) for k, v in argument.items())
         if isinstance(argument, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            return argument.node.expr
-        if isinstance(argument, slice):
-            return self._token((argument.start, argument.stop, argument.step))
-        return type(argument), argument
+            return str(argument.node.expr)
+        parts = _parts(argument)
+        return (type(argument), argument) if parts is None else (type(argument), *map(self._token, parts))
+
+
+def _parts(argument: Any) -> Iterable[Any] | None:
+    """What a value is made of, as far as its cost goes; None for a value without parts."""
+    if isinstance(argument, torch.Tensor):
+        return *argument.shape, *argument.stride(), argument.dtype, argument.device
+    if isinstance(argument, slice):
+        return argument.start, argument.stop, argument.step
+    if isinstance(argument, dict):
+        return [part for item in argument.items() for part in item]
+    return argument if isinstance(argument, (tuple, list)) else None
 
 
 def argument_nodes(node: fx.Node) -> Iterable[fx.Node]:

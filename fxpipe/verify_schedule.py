@@ -65,7 +65,7 @@ def _expected(schedule: Schedule, forward_only: bool) -> dict[Action, tuple[Acti
 
 
 def _check_places(schedule: Schedule) -> dict[Action, Place]:
-    """Each action is on its stage's rank and there once; returns where. UNSHARD and RESHARD, which repeat, are left out."""
+    """Each action is on its stage's rank and there once; returns where (of all but the repeatable ones)."""
     places: dict[Action, Place] = {}
     for rank, position, action in schedule.actions():
         home = schedule.stage_to_rank[action.stage_index]
@@ -87,13 +87,16 @@ def _check_complete(schedule: Schedule, needs: Needs, places: Places) -> None:
     for action in needs:
         if action not in places:
             rank = schedule.stage_to_rank[action.stage_index]
-            siblings = [
-                position
-                for other, (_, position) in places.items()
-                if (other.stage_index, other.microbatch_index) == (action.stage_index, action.microbatch_index)
-            ]
-            position = max(siblings) + 1 if siblings else len(schedule.programs[rank])
-            raise schedule.fault(rank, position, f"{action} is missing from this rank")
+            raise schedule.fault(rank, _gap(schedule, action, needs, places), f"{action} is missing from this rank")
+
+
+def _gap(schedule: Schedule, missing: Action, needs: Needs, places: Places) -> int:
+    """Where in its rank's program the missing action would go: after what it needs, else before what needs it."""
+    rank = schedule.stage_to_rank[missing.stage_index]
+    here = {action: position for action, (r, position) in places.items() if r == rank}
+    after = [here[n] + 1 for n in needs[missing] if n in here]
+    before = [position for action, position in here.items() if missing in needs[action]]
+    return max(after) if after else min(before, default=len(schedule.programs[rank]))
 
 
 def _why_not(schedule: Schedule, action: Action, needs: Needs) -> str:
@@ -133,31 +136,17 @@ def _check_channels(schedule: Schedule, places: Places) -> None:
     received: dict[tuple[int, int], list[Action]] = defaultdict(list)
     for rank, _, action in schedule.actions():
         if action.computation_type.is_send:
-            sent[rank, places[receive_of(action)][0]].append(action)
+            sent[rank, places[action.partner][0]].append(action)
         elif action.computation_type.is_receive:
-            received[places[send_of(action)][0], rank].append(action)
+            received[places[action.partner][0], rank].append(action)
     for (source, target), sends in sent.items():
         for send, receive in zip(sends, received[source, target], strict=True):
-            if receive != receive_of(send):
+            if receive != send.partner:
                 problem = (
                     f"{receive} is out of order: at this point rank {source} sends {send} "
                     f"(its position {places[send][1]}), and messages arrive in the order sent"
                 )
                 raise schedule.fault(target, places[receive][1], problem)
-
-
-def receive_of(send: Action) -> Action:
-    """``1SEND_F0`` --> ``2RECV_F0``; ``1SEND_B0`` --> ``0RECV_B0``."""
-    if send.computation_type is Type.SEND_F:
-        return Action(send.stage_index + 1, Type.RECV_F, send.microbatch_index)
-    return Action(send.stage_index - 1, Type.RECV_B, send.microbatch_index)
-
-
-def send_of(receive: Action) -> Action:
-    """The inverse of ``receive_of``."""
-    if receive.computation_type is Type.RECV_F:
-        return Action(receive.stage_index - 1, Type.SEND_F, receive.microbatch_index)
-    return Action(receive.stage_index + 1, Type.SEND_B, receive.microbatch_index)
 
 
 def _check_deadlock(schedule: Schedule, needs: Needs, places: Places, delivery: str) -> None:
@@ -171,7 +160,7 @@ def _check_deadlock(schedule: Schedule, needs: Needs, places: Places, delivery: 
     waits: dict[int, Action] = {}  # rank --> what it waits for, in the order found
     while rank not in waits:
         action = schedule.programs[rank][heads[rank]]
-        waits[rank] = receive_of(action) if action.computation_type.is_send else min(set(needs[action]) - done)
+        waits[rank] = action.partner if action.computation_type.is_send else min(set(needs[action]) - done)
         rank = places[waits[rank]][0]
     circle = list(waits)[list(waits).index(rank) :]
     lines = [
@@ -191,7 +180,7 @@ def _with_rendezvous(schedule: Schedule, needs: Needs, places: Places) -> Needs:
     for _, position, action in schedule.actions():
         before = None if position == 0 else before
         if action.computation_type.is_receive and before is not None:
-            more[send_of(action)] = (*needs[send_of(action)], before)
+            more[action.partner] = (*needs[action.partner], before)
         if action in places:
             before = action
     return more

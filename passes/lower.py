@@ -24,6 +24,7 @@ from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.pass_base import Pass
+from fxpipe.save_points import share_storages
 
 JointPartitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 PARTITIONERS: dict[str, JointPartitioner] = {
@@ -95,12 +96,16 @@ def lower_stage(
         metadata = exported._aot_state.fw_metadata
         meanings = _output_meanings(joint)
         forward, backward = PARTITIONERS[partitioner](joint, None, num_fwd_outputs=metadata.num_forward)
+    share_storages(forward.graph, backward.graph, metadata.num_forward)
+    forward.recompile()
+    backward.recompile()
     outputs = module.graph.output_node().args[0]
     names = tuple(n.name for n in outputs)
+    forward_half = _forward_half(forward, meanings[: metadata.num_forward])
     return StageGraphs(
         index=index,
-        forward=_forward_half(forward, meanings[: metadata.num_forward]),
-        backward=_backward_half(backward, meanings[metadata.num_forward :]),
+        forward=forward_half,
+        backward=_backward_half(backward, forward_half, meanings[metadata.num_forward :]),
         received=received,
         inputs=tuple(n.name for n in placeholders[len(received) :]),
         outputs=names,
@@ -159,11 +164,10 @@ def _forward_half(forward: fx.GraphModule, meanings: tuple[Binding, ...]) -> Hal
     return HalfGraph(forward, inputs, (*meanings, *saved))
 
 
-def _backward_half(backward: fx.GraphModule, meanings: tuple[Binding, ...]) -> HalfGraph:
-    inputs = tuple(
-        _meaning(n.meta["desc"]) if isinstance(n.meta.get("desc"), TangentAOTInput) else Binding("saved", n.name)
-        for n in backward.graph.find_nodes(op="placeholder")
-    )
+def _backward_half(backward: fx.GraphModule, forward: HalfGraph, meanings: tuple[Binding, ...]) -> HalfGraph:
+    saved = tuple(b for b in forward.outputs if b.kind == "saved")
+    tangents = backward.graph.find_nodes(op="placeholder")[len(saved) :]
+    inputs = (*saved, *(_meaning(n.meta["desc"]) for n in tangents))
     returned = backward.graph.output_node().args[0]
     bound = tuple(Binding("none") if value is None else m for value, m in zip(returned, meanings, strict=True))
     return HalfGraph(backward, inputs, bound)

@@ -89,8 +89,9 @@ def add_communication(schedule: Schedule) -> Schedule:
     programs: list[list[Action]] = [[] for _ in schedule.programs]
     for rank, action in order:
         programs[rank].append(action)
-        for message in _messages(schedule, action):
-            programs[schedule.stage_to_rank[message.stage_index]].append(message)
+        if send := schedule.send_after(action):
+            programs[rank].append(send)
+            programs[schedule.stage_to_rank[send.partner.stage_index]].append(send.partner)
     return replace(schedule, programs=tuple(map(tuple, programs)))
 
 
@@ -105,17 +106,6 @@ def _add_reduce_grad(schedule: Schedule) -> Schedule:
             if n_finished[action.stage_index] == schedule.n_microbatches:
                 programs[rank].append(Action(action.stage_index, Type.REDUCE_GRAD))
     return replace(schedule, programs=tuple(map(tuple, programs)))
-
-
-def _messages(schedule: Schedule, action: Action) -> tuple[Action, ...]:
-    """The SEND and the RECV that carry what ``action`` computes to another rank; none if nothing has to go there."""
-    stage, microbatch = action.stage_index, action.microbatch_index
-    match action.computation_type:
-        case Type.F if stage + 1 < schedule.n_stages and schedule.crosses(stage):
-            return Action(stage, Type.SEND_F, microbatch), Action(stage + 1, Type.RECV_F, microbatch)
-        case Type.B | Type.I if stage > 0 and schedule.crosses(stage - 1):
-            return Action(stage, Type.SEND_B, microbatch), Action(stage - 1, Type.RECV_B, microbatch)
-    return ()
 
 
 def _by_stage(

@@ -20,6 +20,6 @@ ln -s "$root/passes" "$root/triton_kernels" "$links/fxpipe/"
 ln -s "$root/tools" "$links/tools"
 cd "$links"
 # The paths in the messages are made those of the checkout again.
-"$bin/mypy" --config-file "$root/pyproject.toml" --python-executable "$bin/python" --cache-dir "$root/.mypy_cache" -p fxpipe |
+"$bin/mypy" --config-file "$root/pyproject.toml" --python-executable "$bin/python" --cache-dir "${MYPY_CACHE_DIR:-$root/.mypy_cache}" -p fxpipe |
   sed -E 's,^fxpipe/(passes|triton_kernels)/,\1/,'
 exit "${PIPESTATUS[0]}"

@@ -1,8 +1,8 @@
 """Real text to learn from: the reference pages that Python's own ``help()`` shows.
 
 ``pydoc_data.topics`` is part of the standard library, so the text is there wherever fxpipe runs, without a download:
-some 460,000 characters of English, grammar and code. Characters are the tokens; those outside ASCII become ``?``, so the
-vocabulary has the same 128 entries under every version of Python.
+some 460,000 characters of English, grammar and code. Characters are the tokens; those outside ASCII become ``?``, so
+the vocabulary has the same 128 entries under every version of Python.
 """
 
 from collections.abc import Iterator

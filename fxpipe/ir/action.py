@@ -51,6 +51,12 @@ class ComputationType(StrEnum):
 _COMPUTE = frozenset({ComputationType.F, ComputationType.I, ComputationType.W, ComputationType.B})
 _SENDS = frozenset({ComputationType.SEND_F, ComputationType.SEND_B})
 _RECEIVES = frozenset({ComputationType.RECV_F, ComputationType.RECV_B})
+_PARTNER = {
+    ComputationType.SEND_F: (1, ComputationType.RECV_F),
+    ComputationType.RECV_F: (-1, ComputationType.SEND_F),
+    ComputationType.SEND_B: (-1, ComputationType.RECV_B),
+    ComputationType.RECV_B: (1, ComputationType.SEND_B),
+}
 
 _INDEX_LIMIT = 10**9
 _NUMBER = "0|[1-9][0-9]{0,8}"  # below the limit, and without leading zeros, so that parse inverts str
@@ -81,6 +87,14 @@ class Action:
                 f"action {self.computation_type} has microbatch_index {self.microbatch_index!r}; "
                 "it serves the whole stage and takes none"
             )
+
+    @property
+    def partner(self) -> "Action":
+        """The other end of a message: of ``1SEND_F0`` ``2RECV_F0``, of ``2RECV_B0`` ``3SEND_B0``, and back."""
+        if self.computation_type not in _PARTNER:
+            raise ScheduleError(f"{self} is neither a send nor a receive, so it has no partner")
+        step, kind = _PARTNER[self.computation_type]
+        return Action(self.stage_index + step, kind, self.microbatch_index)
 
     def __str__(self) -> str:
         microbatch = "" if self.microbatch_index is None else self.microbatch_index

@@ -58,7 +58,7 @@ class Schedule:
                 f"but stage_to_rank {self.stage_to_rank} uses ranks {sorted(set(self.stage_to_rank))}"
             )
 
-    def _out_of_range(self, action: Action) -> str | None:
+    def _out_of_range(self, action: object) -> str | None:
         if not isinstance(action, Action):
             return f"{action!r} is not an Action"
         if action.stage_index >= self.n_stages:
@@ -103,52 +103,46 @@ class Schedule:
 
     # What must be done before what.
 
-    def predecessors(self) -> dict[Action, tuple[Action, ...]]:
+    def send_after(self, action: Action) -> Action | None:
+        """The SEND that takes what ``action`` computes to another rank; None if nothing has to go there."""
+        stage, kind = action.stage_index, action.computation_type
+        if kind is Type.F and stage + 1 < self.n_stages and self.crosses(stage):
+            return Action(stage, Type.SEND_F, action.microbatch_index)
+        if kind in (Type.B, Type.I) and stage > 0 and self.crosses(stage - 1):
+            return Action(stage, Type.SEND_B, action.microbatch_index)
+        return None
+
+    def predecessors(self, lowered: bool | None = None) -> dict[Action, tuple[Action, ...]]:
         """For each action that a complete training step consists of, the actions that must be done before it.
 
-        A backward is split in I and W where the programs have either. Sends, receives and REDUCE_GRADs are among them
-        where the schedule is lowered, and then a stage's input and gradient come through them; UNSHARD and RESHARD are
-        not among them.
+        A backward is split in I and W where the programs have either. Where ``lowered`` (None: where the schedule is),
+        sends, receives and REDUCE_GRADs are among them, and what comes from another rank comes through its RECV;
+        UNSHARD and RESHARD are never among them.
         """
+        lowered = not self.is_compute_only if lowered is None else lowered
         present = {action for _, _, action in self.actions()}
         needs: dict[Action, tuple[Action, ...]] = {}
-        lowered = not self.is_compute_only
-        finished: list[list[Action]] = [[] for _ in range(self.n_stages)]
+        finishing: dict[int, list[Action]] = {stage: [] for stage in range(self.n_stages)}
         for microbatch in range(self.n_microbatches):
             forwards = [Action(stage, Type.F, microbatch) for stage in range(self.n_stages)]
-            backwards, weights = self._backwards(microbatch, present)
-            way = self._way(forwards, backwards) if lowered else [*forwards, *reversed(backwards)]
+            backwards = [_backward(f, present) for f in forwards]
+            way = self._way([*forwards, *(b[0] for b in reversed(backwards))], lowered)
             needs |= {way[0]: ()} | {after: (before,) for before, after in pairwise(way)}
-            needs |= {b: tuple({f: None, **dict.fromkeys(needs[b])}) for f, b in zip(forwards, backwards, strict=True)}
-            needs |= {w: (b,) for w, b in zip(weights, backwards, strict=True) if w is not b}
-            for stage, weight in enumerate(weights):
-                finished[stage].append(weight)
+            for forward, (first, *rest) in zip(forwards, backwards, strict=True):
+                needs[first] = (forward, *(n for n in needs[first] if n != forward))
+                needs |= dict.fromkeys(rest, (first,))
+                finishing[forward.stage_index] += rest or [first]
         if lowered:
-            needs |= {Action(stage, Type.REDUCE_GRAD): tuple(done) for stage, done in enumerate(finished)}
+            needs |= {Action(stage, Type.REDUCE_GRAD): tuple(done) for stage, done in finishing.items()}
         return needs
 
-    def _backwards(self, microbatch: int, present: set[Action]) -> tuple[list[Action], list[Action]]:
-        """By stage: the action that gives the gradient of the input, and the one that completes the backward."""
-        backwards, weights = [], []
-        for stage in range(self.n_stages):
-            split = (Action(stage, Type.I, microbatch), Action(stage, Type.W, microbatch))
-            whole = Action(stage, Type.B, microbatch)
-            backward, weight = (whole, whole) if present.isdisjoint(split) else split
-            backwards.append(backward)
-            weights.append(weight)
-        return backwards, weights
-
-    def _way(self, forwards: list[Action], backwards: list[Action]) -> list[Action]:
+    def _way(self, computes: list[Action], lowered: bool) -> list[Action]:
         """A microbatch's way through the stages and back, with a SEND and a RECV wherever it changes rank."""
-        microbatch = forwards[0].microbatch_index
-        there, back = forwards[:1], backwards[:1]
-        for cut in range(self.n_stages - 1):
-            if self.crosses(cut):
-                there += [Action(cut, Type.SEND_F, microbatch), Action(cut + 1, Type.RECV_F, microbatch)]
-                back += [Action(cut, Type.RECV_B, microbatch), Action(cut + 1, Type.SEND_B, microbatch)]
-            there.append(forwards[cut + 1])
-            back.append(backwards[cut + 1])
-        return there + back[::-1]
+        way = []
+        for action in computes:
+            send = self.send_after(action) if lowered else None
+            way += [action] if send is None else [action, send, send.partner]
+        return way
 
     def execution_order(self, predecessors: Mapping[Action, Sequence[Action]]) -> list[tuple[int, Action]]:
         """All (rank, action) in one order that each rank's program and ``predecessors`` allow, ranks taking turns.
@@ -293,6 +287,13 @@ class Schedule:
             raise ScheduleError("not a schedule: stage_to_rank and programs must be lists")
         programs = tuple(_parse_actions(p, f"program {rank}") for rank, p in enumerate(data["programs"]))
         return cls(data["name"], data["n_microbatches"], tuple(data["stage_to_rank"]), programs)
+
+
+def _backward(forward: Action, present: set[Action]) -> tuple[Action, ...]:
+    """The backward that belongs to ``forward``: I and W where either is present, else B."""
+    stage, microbatch = forward.stage_index, forward.microbatch_index
+    split = Action(stage, Type.I, microbatch), Action(stage, Type.W, microbatch)
+    return (Action(stage, Type.B, microbatch),) if present.isdisjoint(split) else split
 
 
 def _parse_actions(cells: Any, where: str) -> tuple[Action, ...]:

@@ -1,1 +1,1 @@
-"""Running a plan: on ``torch.distributed.pipelining`` under torchrun, or in one process."""
+"""Running a plan: in this process, or under torchrun on PyTorch's pipeline schedule runtime."""

@@ -1,0 +1,74 @@
+"""A chain of work with its cuts: the numbers that ``cut_search`` works on. Imports no torch."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fxpipe.errors import VerifyError
+
+TICKS_PER_SECOND = 10**15  # times are whole femtoseconds: sums are exact, so "optimal" and ties are well defined
+
+
+def ticks(seconds: float) -> int:
+    """The nearest whole number of ticks."""
+    return round(seconds * TICKS_PER_SECOND)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What each stage that touches one of ``positions`` pays once: a parameter it holds, a value it recomputes."""
+
+    positions: tuple[int, ...]
+    ticks: int = 0
+    saved_bytes: int = 0  # kept for each microbatch in flight
+    state_bytes: int = 0  # kept once
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Work at positions 0..n-1, and what crosses the boundaries 0..n (boundary b stands before position b).
+
+    ``legal`` are the boundaries that may be cut, increasing, without 0 and n. ``link_ticks`` is how long one microbatch's
+    traffic, both ways, takes over the link at a boundary; the two byte counts are that traffic, activations and gradients.
+    """
+
+    ticks: tuple[int, ...]
+    saved_bytes: tuple[int, ...]
+    shared: tuple[Shared, ...]
+    legal: tuple[int, ...]
+    link_ticks: tuple[int, ...]
+    activation_bytes: tuple[int, ...]
+    gradient_bytes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.ticks)
+        if any(len(x) != n + 1 for x in (self.link_ticks, self.activation_bytes, self.gradient_bytes)):
+            raise VerifyError(f"a chain of {n} nodes has {n + 1} boundaries; its links give another number")
+        if any(a >= b for a, b in pairwise((0, *self.legal, n))):
+            raise VerifyError(f"legal cuts must increase strictly between 0 and {n}; found {self.legal}")
+        for i, (time, saved) in enumerate(zip(self.ticks, self.saved_bytes, strict=True)):
+            if time < 0 or saved < 0:
+                raise VerifyError(f"node {i} of the chain has a negative cost: {time} ticks, {saved} bytes saved")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``n_stages`` exactly, ``memory_bytes`` for each (``None``: any); stage s keeps min(n_microbatches, n_stages - s) in flight."""
+
+    n_stages: int
+    memory_bytes: int | None = None
+    n_microbatches: int | None = None
+
+    def in_flight(self, stage: int) -> int:
+        """How many microbatches' activations stage ``stage`` holds at most, under 1F1B."""
+        depth = self.n_stages - stage
+        return depth if self.n_microbatches is None else min(depth, self.n_microbatches)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Boundaries ``(0, ..., n)``; for each stage its compute and the memory it needs; the slowest stage or link."""
+
+    boundaries: tuple[int, ...]
+    ticks: tuple[int, ...]
+    memory_bytes: tuple[int, ...]
+    bottleneck_ticks: int

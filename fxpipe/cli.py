@@ -1,0 +1,138 @@
+"""The command ``fxpipe``: show | plan | run | diff | passes | demo.
+
+This file only reads the command line; ``fxpipe.commands`` does the work and is imported when there is some, so that
+``--help`` answers without loading torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fxpipe import __version__, units
+from fxpipe.errors import FxpipeError, OptionError
+
+MODEL_HELP = "package.module:function, file.py:function (returning model, example_inputs) or demo:NAME"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 for a failure that fxpipe reports, 2 for a wrong command line."""
+    arguments = parser().parse_args(argv)
+    try:
+        command = getattr(import_module("fxpipe.commands"), arguments.command)
+        command(arguments)
+    except FxpipeError as error:
+        print(f"fxpipe {arguments.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, OptionError) else 1
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, one line for each command."""
+    top = argparse.ArgumentParser(
+        prog="fxpipe",
+        description="Pipeline-parallel training with compressed activations, as passes over torch.fx graphs.",
+    )
+    top.add_argument("--version", action="version", version=f"fxpipe {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model, cost, plan = _model_options(), _cost_options(), _plan_options()
+
+    def add(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, parents=[*parents, _output_options()])
+
+    add("show", "the graph of a model, a line for each node, with its costs", model, cost)
+    add("plan", "stages, schedule and save points of a model", model, cost, plan).add_argument(
+        "--save", type=Path, metavar="PATH", help="also write the plan there"
+    )
+    _add_steps(add("run", "train a model as planned, one process for each rank", model, cost, plan), 20)
+    add("diff", "what each pass changes in the graph", model, cost, plan).add_argument(
+        "--pass", dest="pass_name", metavar="NAME", help="only this pass"
+    )
+    add("passes", "every pass: options, requires, provides, exact or bounded")
+    _add_steps(add("demo", "train a small GPT on two ranks, compressed, and set it against one process"), 300)
+    return top
+
+
+def _model_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    options.add_argument(
+        "--dynamic",
+        type=_dynamic,
+        action="append",
+        default=[],
+        metavar="INPUT:DIMS",
+        help="dimensions of an input that stay symbolic, such as input_ids:0,1; can be repeated",
+    )
+    return options
+
+
+def _cost_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--device", default="cpu", metavar="NAME", help="the device whose times are modelled (cpu)")
+    times = options.add_mutually_exclusive_group()
+    times.add_argument("--measured", action="store_true", help="measure the times of the nodes on this machine instead")
+    times.add_argument("--profile", type=Path, metavar="FILE", help="read the measured times from this file")
+    return options
+
+
+def _plan_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--ranks", type=_count, default=2, metavar="N", help="workers (2)")
+    options.add_argument("--stages", type=_count, metavar="N", help="stages (as many as ranks)")
+    options.add_argument("--microbatches", type=_count, default=8, metavar="N", help="microbatches of a batch (8)")
+    options.add_argument("--schedule", default="1f1b", metavar="NAME", help="1f1b or gpipe (1f1b)")
+    options.add_argument("--format", metavar="FORMAT", help="how saved activations are stored, such as bfp4b32 (as is)")
+    options.add_argument(
+        "--memory", type=_quantity(units.parse_bytes), metavar="BYTES", help="of a device, such as 16GiB"
+    )
+    options.add_argument(
+        "--topology",
+        type=_topology,
+        metavar="LEVELS",
+        help="children x bandwidth of each level of links, innermost first, such as 4x300GB/s,2x12GB/s",
+    )
+    return options
+
+
+def _output_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--json", action="store_true", help="print JSON")
+    options.add_argument("--dump", type=Path, metavar="DIR", help="also write what each pass saw and made, as files")
+    return options
+
+
+def _add_steps(command: argparse.ArgumentParser, default: int) -> None:
+    command.add_argument("--steps", type=_count, default=default, metavar="N", help=f"training steps ({default})")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _quantity(parse: Any) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except OptionError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _dynamic(text: str) -> tuple[str, list[int]]:
+    name, _, dims = text.rpartition(":")
+    if not name or not all(dim.isdecimal() for dim in dims.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input with its dimensions, such as input_ids:0,1")
+    return name, [int(dim) for dim in dims.split(",")]
+
+
+def _topology(text: str) -> list[tuple[int, float]]:
+    levels = [level.partition("x") for level in text.split(",")]
+    return [(_count(size), _quantity(units.parse_bytes_per_second)(rate)) for size, _, rate in levels]

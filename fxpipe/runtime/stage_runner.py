@@ -1,0 +1,147 @@
+"""One stage at work: runs its forward and backward graph for a microbatch and keeps what is saved in between."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fxpipe.errors import RuntimeFailure
+from fxpipe.ir.stage_graphs import Binding, HalfGraph, StageGraphs
+
+BoxedCall = Callable[[list[Tensor | None]], Sequence[Tensor | None]]
+Compiler = Callable[[HalfGraph], BoxedCall]
+
+
+def interpreted(half: HalfGraph) -> BoxedCall:
+    """The graph's own generated Python code, one ATen call after another."""
+    module = half.graph_module
+
+    def call(values: list[Tensor | None]) -> Sequence[Tensor | None]:
+        result: Sequence[Tensor | None] = module(*values)
+        values.clear()
+        return result
+
+    return call
+
+
+def inductor(half: HalfGraph) -> BoxedCall:
+    """The graph compiled by Inductor; results differ from eager by rounding."""
+    from torch._inductor import standalone_compile
+
+    examples = [n.meta["val"] for n in half.graph_module.graph.find_nodes(op="placeholder")]
+    compiled = standalone_compile(half.graph_module, examples, dynamic_shapes="from_graph")
+
+    def call(values: list[Tensor | None]) -> Sequence[Tensor | None]:
+        result: Sequence[Tensor | None] = compiled(*values)
+        values.clear()
+        return result
+
+    return call
+
+
+COMPILERS: dict[str, Compiler] = {"none": interpreted, "inductor": inductor}
+
+
+class StageRunner:
+    """Runs one stage on the model's own parameters and buffers.
+
+    Gradients are added to ``parameter.grad``, except those of ``separate`` parameters, which are summed in ``separate_grads``
+    until their owner collects them.
+    """
+
+    def __init__(
+        self, graphs: StageGraphs, model: nn.Module, compiler: str = "none", separate: frozenset[str] = frozenset()
+    ) -> None:
+        self.graphs = graphs
+        self.separate = separate
+        self.separate_grads: dict[str, Tensor] = {}
+        self._tensors: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        self._forward = COMPILERS[compiler](graphs.forward)
+        self._backward = COMPILERS[compiler](graphs.backward)
+        self._saved: dict[int, list[Tensor | None]] = {}
+
+    @torch.no_grad()
+    def forward(self, microbatch: int, received: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Runs the forward graph; returns the stage's outputs.
+
+        ``received`` are the values from the stage before, ``inputs`` the program's inputs of this microbatch by name.
+        """
+        placed = [*received, *(inputs[name] for name in self.graphs.inputs)]
+        values = [placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs]
+        del placed
+        outputs: list[Tensor] = []
+        saved: list[Tensor | None] = []
+        for binding, value in zip(self.graphs.forward.outputs, self._forward([v.detach() for v in values]), strict=True):
+            if binding.kind == "mutation" and value is not None:
+                self._tensors[binding.name].copy_(value)
+            elif binding.kind == "output" and value is not None:
+                outputs.append(value)
+            else:
+                saved.append(value)
+        self._saved[microbatch] = saved
+        return tuple(outputs)
+
+    @torch.no_grad()
+    def backward(self, microbatch: int, output_grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """Runs the backward graph; adds the parameters' gradients and returns those of the received values.
+
+        ``output_grads``: one for each output, ``None`` for an output that needs none.
+        """
+        values = self._take_saved(microbatch)
+        for binding in self.graphs.backward.inputs:
+            if binding.kind == "output":
+                values.append(output_grads[int(binding.name)])
+        received: list[Tensor | None] = [None] * len(self.graphs.received)
+        seen: set[int] = set()
+        for binding, value in zip(self.graphs.backward.outputs, self._backward(values), strict=True):
+            if binding.kind == "none" or value is None:
+                continue
+            kind, _, index = binding.name.partition(" ")
+            if kind == "input" and index:
+                if int(index) < len(received):
+                    received[int(index)] = value
+            else:
+                self._accumulate(binding, value, seen)
+        return tuple(received)
+
+    def drop(self) -> None:
+        """Forgets everything that is saved (after a forward without its backward)."""
+        self._saved.clear()
+
+    @property
+    def n_in_flight(self) -> int:
+        """Microbatches whose saved values are held now."""
+        return len(self._saved)
+
+    def saved_bytes(self, microbatch: int) -> int:
+        """Bytes held for this microbatch, each storage once, the model's own tensors excluded."""
+        own = {t.untyped_storage().data_ptr() for t in self._tensors.values()}
+        storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in self._saved[microbatch] if v is not None}
+        return sum(n for p, n in storages.items() if p not in own)
+
+    def _take_saved(self, microbatch: int) -> list[Tensor | None]:
+        if microbatch not in self._saved:
+            raise RuntimeFailure(
+                f"stage {self.graphs.index}: backward of microbatch {microbatch} before its forward; "
+                f"forwards in flight: {sorted(self._saved) or 'none'}"
+            )
+        return self._saved.pop(microbatch)
+
+    def _accumulate(self, binding: Binding, grad: Tensor, seen: set[int]) -> None:
+        """As autograd does: takes the first gradient over if nothing else holds it, adds the later ones in place."""
+        parameter = self._tensors[binding.name]
+        total = self.separate_grads.get(binding.name) if binding.name in self.separate else parameter.grad
+        if total is not None:
+            total.add_(grad)
+            return
+        storage = grad.untyped_storage().data_ptr()
+        if storage in seen or grad.stride() != parameter.stride() or grad.untyped_storage().nbytes() != grad.nbytes:
+            grad = torch.empty_like(parameter).copy_(grad)
+        seen.add(storage)
+        if binding.name in self.separate:
+            self.separate_grads[binding.name] = grad
+        else:
+            parameter.grad = grad

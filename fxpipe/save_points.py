@@ -1,0 +1,220 @@
+"""The judgement: what to do with each value that forward saves for backward. Nothing is edited here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.fx as fx
+
+from fxpipe.ir.compression import SavePoint
+from fxpipe.triton_kernels.format import DTYPES, BFPFormat
+from fxpipe.value_facts import (
+    exponentiated,
+    hint,
+    holds_infinities,
+    is_floating,
+    is_log_softmax,
+    is_non_negative,
+    is_statistic,
+    storage_of,
+    view_source,
+)
+
+MIN_BYTES = 4096
+"""Values smaller than this stay as they are: the node would cost more than the memory is worth."""
+
+
+def choose_save_points(
+    forward: fx.Graph,
+    backward: fx.Graph,
+    n_outputs: int,
+    format: BFPFormat | None,
+    *,
+    stage_index: int = 0,
+    releasable: frozenset[str] = frozenset(),
+    min_bytes: int = MIN_BYTES,
+) -> tuple[SavePoint, ...]:
+    """Decides for every tensor after the first ``n_outputs`` outputs of ``forward``, each storage once.
+
+    Parameters and inputs take no memory of their own and are not listed, except the placeholders named ``releasable``
+    (activations received from another stage). ``format`` of ``None`` keeps everything.
+    Values that share a storage must have been brought together first (``share_storages``).
+    """
+    outputs = forward.output_node().args[0]
+    returned = {storage_of(n) for n in outputs[:n_outputs] if isinstance(n, fx.Node)}
+    exact = exponentiated(backward)
+    points = []
+    for node in outputs[n_outputs:]:
+        source = storage_of(node)
+        if not isinstance(node.meta["val"], torch.Tensor) or _is_static(source, releasable):
+            continue
+        refusal = _refusal(node, returned, exact, format, min_bytes)
+        points.append(_point(node, stage_index, None if refusal else format, refusal))
+    return tuple(points)
+
+
+def _is_static(source: fx.Node, releasable: frozenset[str]) -> bool:
+    return source.op in ("placeholder", "get_attr") and source.name not in releasable
+
+
+def _refusal(
+    node: fx.Node, returned: set[fx.Node], exact: frozenset[str], format: BFPFormat | None, min_bytes: int
+) -> str:
+    """Why the value must stay as it is, or nothing."""
+    rules: tuple[tuple[Callable[[], bool], str], ...] = (
+        (lambda: not is_floating(node), "integer or bool"),
+        (lambda: _dtype(node) not in DTYPES, "dtype without a format"),
+        (lambda: storage_of(node) in returned, "also returned"),
+        (lambda: is_statistic(node), "statistic"),
+        (lambda: is_log_softmax(node), "log-softmax"),
+        (lambda: node.name in exact, "exponentiated in backward"),
+        (lambda: holds_infinities(node), "may hold infinities"),
+        (lambda: _raw_bytes(node) < min_bytes, "small"),
+        (lambda: format is None, "no format asked"),
+    )
+    for applies, reason in rules:
+        if applies():
+            return reason
+    return ""
+
+
+def _point(node: fx.Node, stage_index: int, format: BFPFormat | None, refusal: str) -> SavePoint:
+    val = node.meta["val"]
+    raw = _raw_bytes(node)
+    reason = refusal
+    if format is not None and is_non_negative(node):
+        format, reason = replace(format, unsigned=True), "non-negative"
+    stored = format.stored_bytes(hint(val.numel())) if format is not None else raw
+    if stored >= raw:
+        format, stored, reason = None, raw, reason or "no gain"
+    return SavePoint(
+        stage_index=stage_index,
+        name=node.name,
+        operator=_operator(node),
+        dtype=_dtype(node),
+        shape=tuple(d if isinstance(d, int) else str(d) for d in val.shape),
+        raw_bytes=raw,
+        stored_bytes=stored,
+        decision="compress" if format is not None else "keep",
+        format=str(format) if format is not None else "",
+        reason=reason or "floating activation",
+    )
+
+
+def _raw_bytes(node: fx.Node) -> int:
+    val = node.meta["val"]
+    return hint(val.numel()) * int(val.element_size())
+
+
+def _dtype(node: fx.Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
+
+
+def _operator(node: fx.Node) -> str:
+    """The operator that computed the value, seen through views and tuples."""
+    node = storage_of(node)
+    while node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload):
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return str(node.target) if node.op == "call_function" else node.op
+
+
+def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> None:
+    """Saves one storage once: where saved values are views of one node, that node is saved and the views are redone in backward.
+
+    Before::
+
+        forward:  return out, t, view         # t = aten.t(mm), view = aten.view(mm, ...)
+        backward: def backward(t, view, grad): ...
+
+    After::
+
+        forward:  return out, mm
+        backward: def backward(mm, grad): t = aten.t(mm); view = aten.view(mm, ...); ...
+
+    A lone view that shows only a part of a storage is left as it is: it alone is saved. Both graphs are edited in place.
+    """
+    groups: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+    for node, placeholder in saved_pairs(forward, backward, n_outputs):
+        if isinstance(node.meta["val"], torch.Tensor):
+            groups.setdefault(storage_of(node), []).append((node, placeholder))
+    output = forward.output_node()
+    outputs = list(output.args[0])
+    replaced: dict[fx.Node, fx.Node | None] = {}
+    for source, members in groups.items():
+        base = next((p for n, p in members if n is source), None)
+        views = [(n, p) for n, p in members if n is not source and _replayable(n, source)]
+        if not views or not _worth_sharing(source, base, [n for n, _ in views]):
+            continue
+        replaced |= {n: None for n, _ in views}
+        if base is None:
+            replaced[views[0][0]] = source
+            with backward.inserting_before(views[0][1]):
+                base = new_placeholder(backward, source.name)
+            base.meta = dict(source.meta)
+        for view, placeholder in views:
+            _replay(view, placeholder, source, base)
+    kept = (replaced.get(n, n) for n in outputs[n_outputs:])
+    output.args = (type(output.args[0])([*outputs[:n_outputs], *(n for n in kept if n is not None)]),)
+    for source in groups:
+        _erase_dead_views(source)
+
+
+def saved_pairs(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> list[tuple[fx.Node, fx.Node]]:
+    """Each saved value of ``forward`` with the placeholder of ``backward`` that receives it: they correspond by position."""
+    saved = forward.output_node().args[0][n_outputs:]
+    return list(zip(saved, backward.find_nodes(op="placeholder"), strict=False))
+
+
+def _worth_sharing(source: fx.Node, base: fx.Node | None, views: list[fx.Node]) -> bool:
+    if source.op == "placeholder" or base is not None:
+        return True
+    whole = source.meta["val"]
+    return isinstance(whole, torch.Tensor) and _raw_bytes(source) <= sum(_raw_bytes(v) for v in views)
+
+
+def _erase_dead_views(source: fx.Node) -> None:
+    for user in list(source.users):
+        if view_source(user) is source:
+            _erase_dead_views(user)
+            if not user.users:
+                user.graph.erase_node(user)
+
+
+def _chain(view: fx.Node, source: fx.Node) -> list[fx.Node]:
+    """The views from just after ``source`` to ``view``."""
+    chain = [view]
+    while (step := view_source(chain[-1])) is not None and step is not source:
+        chain.append(step)
+    return chain[::-1]
+
+
+def _replayable(view: fx.Node, source: fx.Node) -> bool:
+    """No step of the chain takes any value but the one before it (a symbolic size, say)."""
+    return all(len(n.all_input_nodes) == 1 for n in _chain(view, source)) and isinstance(
+        source.meta.get("val"), torch.Tensor
+    )
+
+
+def _replay(view: fx.Node, placeholder: fx.Node, source: fx.Node, base: fx.Node) -> None:
+    backward = placeholder.graph
+    at = base
+    with backward.inserting_before(first_user(placeholder)):
+        for step in _chain(view, source):
+            at = backward.node_copy(step, lambda _, at=at: at)
+            at.meta = dict(step.meta)
+    placeholder.replace_all_uses_with(at)
+    backward.erase_node(placeholder)
+
+
+def new_placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """A placeholder whose argument in the generated code has the node's own name, which no other has."""
+    node = graph.placeholder(name)
+    node.target = node.name
+    return node
+
+
+def first_user(node: fx.Node) -> fx.Node:
+    """The first node, in program order, that reads ``node``; the graph's output if none does."""
+    return next((n for n in node.graph.nodes if n in node.users), node.graph.output_node())

@@ -1,0 +1,237 @@
+"""What a forward graph proves about its values: non-negative, a statistic, full of infinities, a view of another.
+
+Each function looks at a node of a functional ATen graph and the nodes that it was computed from, never at numbers.
+"""
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+aten = torch.ops.aten
+
+_REDUCTIONS = {
+    aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.var.correction, aten.var_mean.correction,
+    aten.amax.default, aten.amin.default, aten.max.dim, aten.logsumexp.default, aten.prod.default,
+    aten.linalg_vector_norm.default,
+}  # fmt: skip
+_STATISTIC_OUTPUTS = {
+    aten.native_layer_norm.default: (1, 2),
+    aten.native_group_norm.default: (1, 2),
+    aten._fused_rms_norm.default: (1,),
+    aten.native_batch_norm.default: (1, 2),
+    aten._native_batch_norm_legit.default: (1, 2),
+    aten._native_batch_norm_legit.no_stats: (1, 2),
+    aten._native_batch_norm_legit_functional.default: (1, 2, 3, 4),
+    aten._scaled_dot_product_flash_attention.default: (1,),
+    aten._scaled_dot_product_flash_attention_for_cpu.default: (1,),
+    aten._scaled_dot_product_efficient_attention.default: (1,),
+    aten._scaled_dot_product_cudnn_attention.default: (1,),
+    aten.nll_loss_forward.default: (0, 1),
+    aten.nll_loss2d_forward.default: (0, 1),
+}
+_KEEP_SIGN = {
+    aten.clone.default, aten._to_copy.default, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
+    aten.sum.dim_IntList, aten.sum.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.native_dropout.default,
+    aten.amax.default, aten.sqrt.default, aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
+}  # fmt: skip
+_NON_NEGATIVE = {
+    aten.relu.default, aten.sigmoid.default, aten._softmax.default, aten.exp.default, aten.abs.default, aten.rsqrt.default,
+    aten._safe_softmax.default, aten.rand.default,
+}  # fmt: skip
+_POINTWISE_LINEAR = {
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.clone.default, aten._to_copy.default,
+    aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.cat.default, aten.maximum.default, aten.minimum.default,
+}  # fmt: skip
+_FILLS = {
+    aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default, aten.masked_fill.Scalar,
+    aten.fill.Scalar,
+}  # fmt: skip
+HUGE = 1e4
+"""A literal of at least this magnitude stands for infinity: -inf, or the least finite value of a dtype (float16: -65504)."""
+
+
+def view_source(node: fx.Node) -> fx.Node | None:
+    """The node whose storage this one shows, one step back, or ``None`` when it has its own."""
+    if node.op != "call_function" or not node.args:
+        return None
+    source = node.args[0]
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target is operator.getitem:
+        return source if source.op == "call_function" and _returns_view(source.target) else None
+    return source if _returns_view(node.target) else None
+
+
+def _returns_view(target: Any) -> bool:
+    if target is aten._unsafe_view.default:  # an alias in fact, though its schema does not say so
+        return True
+    schema = getattr(target, "_schema", None)
+    if schema is None or not schema.returns:
+        return False
+    alias = schema.returns[0].alias_info
+    return alias is not None and not alias.is_write
+
+
+def storage_of(node: fx.Node) -> fx.Node:
+    """The node that allocated the storage which ``node`` shows: itself, or the end of its chain of views."""
+    while (source := view_source(node)) is not None:
+        node = source
+    return node
+
+
+def is_non_negative(node: fx.Node) -> bool:
+    """Proved at least zero everywhere (or NaN): after a ReLU, sigmoid, softmax, square, or what keeps the sign of such."""
+    if (source := view_source(node)) is not None:
+        return is_non_negative(source)
+    if node.op != "call_function":
+        return False
+    if node.target in _NON_NEGATIVE:
+        return True
+    if node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return node.args[1] == 0 and source.target in _KEEP_SIGN and is_non_negative(_arg(source))
+    if node.target in _KEEP_SIGN:
+        return is_non_negative(_arg(node))
+    if node.target in (aten.clamp_min.default, aten.clamp.default, aten.hardtanh.default):
+        low = node.args[1] if len(node.args) > 1 else None
+        return isinstance(low, int | float) and low >= 0
+    if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.maximum.default):
+        a, b = node.args[0], node.args[1]
+        if node.target is aten.mul.Tensor and a is b:
+            return True
+        return _operand_non_negative(a) and _operand_non_negative(b)
+    if node.target is aten.pow.Tensor_Scalar:
+        power = node.args[1]
+        return isinstance(power, int | float) and float(power).is_integer() and int(power) % 2 == 0
+    if node.target is aten.where.self:
+        return _operand_non_negative(node.args[1]) and _operand_non_negative(node.args[2])
+    return False
+
+
+def _operand_non_negative(value: Any) -> bool:
+    if isinstance(value, fx.Node):
+        val = value.meta.get("val")
+        boolean = isinstance(val, torch.Tensor) and val.dtype is torch.bool
+        return boolean or (value.target in _FILLS and _literals_at_least_zero(value)) or is_non_negative(value)
+    return isinstance(value, int | float) and value >= 0
+
+
+def _literals_at_least_zero(node: fx.Node) -> bool:
+    numbers = [a for a in node.args if isinstance(a, int | float)]
+    return bool(numbers) and all(x >= 0 for x in numbers)
+
+
+def _arg(node: fx.Node) -> fx.Node:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def is_statistic(node: fx.Node) -> bool:
+    """A mean, variance, reciprocal deviation, log-sum-exp, maximum ...: the result of a reduction, or pointwise of such only."""
+    if (source := view_source(node)) is not None:
+        return is_statistic(source)
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem:
+        source = _arg(node)
+        return node.args[1] in _STATISTIC_OUTPUTS.get(source.target, ()) or source.target in _REDUCTIONS
+    if node.target in _REDUCTIONS:
+        return True
+    if not _is_pointwise(node.target):
+        return False
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    return bool(inputs) and all(is_statistic(n) for n in inputs)
+
+
+def _is_pointwise(target: Any) -> bool:
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in (aten._to_copy.default, aten.clone.default)
+
+
+def holds_infinities(node: fx.Node) -> bool:
+    """A mask or masked scores: some literal of at least ``HUGE`` went in through fills, choices, sums or products."""
+    return any(_has_huge_literal(n) for n in _linear_ancestors(node))
+
+
+def _has_huge_literal(node: fx.Node) -> bool:
+    return node.target in _FILLS | {aten.where.ScalarOther, aten.where.ScalarSelf} and any(
+        isinstance(a, int | float) and (math.isinf(a) or abs(a) >= HUGE) for a in node.args
+    )
+
+
+def _linear_ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    """The node and all that reaches it through views, fills, choices, sums and products of floating values."""
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        yield at
+        if (source := view_source(at)) is not None:
+            todo.append(source)
+        elif at.target in _POINTWISE_LINEAR:
+            todo.extend(n for n in at.all_input_nodes if is_floating(n))
+
+
+def is_floating(node: fx.Node) -> bool:
+    """A floating-point tensor."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.is_floating_point()
+
+
+def is_log_softmax(node: fx.Node) -> bool:
+    """A log-softmax, whole or written out as ``x - log(sum(exp(x)))``."""
+    node = storage_of(node)
+    if node.target is aten._log_softmax.default:
+        return True
+    if node.target not in (aten.sub.Tensor,):
+        return False
+    right = node.args[1]
+    return isinstance(right, fx.Node) and right.target is aten.log.default and is_statistic(right)
+
+
+def exponentiated(backward: fx.Graph) -> frozenset[str]:
+    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``.
+
+    An error in such a value becomes a factor on every gradient of the row.
+    """
+    found: set[str] = set()
+    for node in backward.find_nodes(op="call_function", target=aten.exp.default):
+        found |= {n.name for n in _shifted_sources(_arg(node))}
+    return frozenset(found)
+
+
+def _shifted_sources(node: fx.Node, shifted: bool = False) -> Iterator[fx.Node]:
+    if node.op == "placeholder":
+        if shifted and is_floating(node):
+            yield node
+        return
+    if (source := view_source(node)) is not None or node.target in (aten._to_copy.default, aten.clone.default):
+        yield from _shifted_sources(source if source is not None else _arg(node), shifted)
+    elif node.target in (aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self):
+        size = _numel(node)
+        for operand in node.all_input_nodes:
+            if is_floating(operand) and _numel(operand) == size:
+                yield from _shifted_sources(operand, shifted or _subtracts_smaller(node, size))
+
+
+def _subtracts_smaller(node: fx.Node, size: int) -> bool:
+    right = node.args[1] if len(node.args) > 1 else None
+    return node.target is aten.sub.Tensor and isinstance(right, fx.Node) and _numel(right) < size
+
+
+def _numel(node: fx.Node) -> int:
+    val = node.meta["val"]
+    return hint(val.numel()) if isinstance(val, torch.Tensor) else 0
+
+
+def hint(size: int | torch.SymInt) -> int:
+    """The number, or the example's value of a symbolic one."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

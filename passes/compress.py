@@ -1,0 +1,215 @@
+"""choose-save-points decides what to do with each saved value; compress-save-points puts the nodes in."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.fx as fx
+
+from fxpipe.errors import FormatError, VerifyError
+from fxpipe.ir.compression import CompressionPlan, SavePoint
+from fxpipe.ir.program import Program
+from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
+from fxpipe.pass_base import Pass
+from fxpipe.save_points import MIN_BYTES, choose_save_points, first_user, new_placeholder, saved_pairs
+from fxpipe.triton_kernels import format as formats
+from fxpipe.value_facts import hint, view_source
+
+
+def parse_format(text: str | None) -> formats.BFPFormat | None:
+    """The format of this text, ``None`` for ``None``; raises FormatError listing what is legal."""
+    try:
+        return None if text is None else formats.BFPFormat.parse(text)
+    except formats.FormatError as e:
+        raise FormatError(str(e)) from e
+
+
+@dataclass(frozen=True)
+class ChooseSavePoints(Pass):
+    """Decides for every save point of every stage: keep it, or compress it and in which format.
+
+    ``format`` of ``none`` keeps everything; values under ``min_bytes`` are kept.
+    """
+
+    name: ClassVar[str] = "choose-save-points"
+    requires: ClassVar[tuple[type, ...]] = (LoweredStages,)
+    provides: ClassVar[tuple[type, ...]] = (CompressionPlan,)
+    format: str | None = None
+    min_bytes: int = MIN_BYTES
+
+    def __post_init__(self) -> None:
+        parse_format(self.format)
+
+    def run(self, program: Program) -> Program:
+        format = parse_format(self.format)
+        points: list[SavePoint] = []
+        for stage in program.fact(LoweredStages).stages:
+            points += choose_save_points(
+                stage.forward.graph_module.graph,
+                stage.backward.graph_module.graph,
+                _n_outputs(stage),
+                format,
+                stage_index=stage.index,
+                releasable=_received_placeholders(stage),
+                min_bytes=self.min_bytes,
+            )
+        return program.with_facts(CompressionPlan(tuple(points)))
+
+
+@dataclass(frozen=True)
+class CompressSavePoints(Pass):
+    """Puts a compress node after the last forward use and a decompress node before the first backward use of each chosen value.
+
+    Changes gradients within the format's bound, and never a forward output.
+
+    Before::
+
+        forward:  relu = aten.relu(x); mm = aten.mm(relu, w); return mm, relu
+        backward: def backward(relu, grad): t = aten.t(relu); mm_1 = aten.mm(t, grad)
+
+    After::
+
+        forward:  relu = aten.relu(x); mm = aten.mm(relu, w)
+                  compress_relu = fxpipe.bfp_compress(relu, 'bfp4b32+unsigned', [0, 1])
+                  return mm, relu_code32, relu_exponent
+        backward: def backward(relu_code32, relu_exponent, grad):
+                  decompress_relu = fxpipe.bfp_decompress([relu_code32, relu_exponent], 'bfp4b32+unsigned', ...)
+                  t = aten.t(decompress_relu); mm_1 = aten.mm(t, grad)
+    """
+
+    name: ClassVar[str] = "compress-save-points"
+    requires: ClassVar[tuple[type, ...]] = (LoweredStages, CompressionPlan)
+    provides: ClassVar[tuple[type, ...]] = (LoweredStages,)
+    exact: ClassVar[bool] = False
+
+    def run(self, program: Program) -> Program:
+        plan = program.fact(CompressionPlan)
+        stages = (self._rewrite(s, plan.of_stage(s.index)) for s in program.fact(LoweredStages).stages)
+        return program.with_facts(LoweredStages(tuple(stages)))
+
+    def _rewrite(self, stage: StageGraphs, points: tuple[SavePoint, ...]) -> StageGraphs:
+        forward, backward = _copy(stage.forward.graph_module), _copy(stage.backward.graph_module)
+        n_outputs = _n_outputs(stage)
+        compress_halves(forward, backward, n_outputs, points)
+        saved = tuple(Binding("saved", n.name) for n in forward.graph.output_node().args[0][n_outputs:])
+        tangents = tuple(b for b in stage.backward.inputs if b.kind != "saved")
+        return replace(
+            stage,
+            forward=HalfGraph(forward, stage.forward.inputs, (*stage.forward.outputs[:n_outputs], *saved)),
+            backward=HalfGraph(backward, (*saved, *tangents), stage.backward.outputs),
+        )
+
+
+def compress_halves(
+    forward: fx.GraphModule, backward: fx.GraphModule, n_outputs: int, points: Iterable[SavePoint]
+) -> None:
+    """The rewrite: edits both graphs in place for every point whose decision is ``compress``.
+
+    ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
+    saved values in the same order first. Raises VerifyError where a point names a value that is not saved.
+    """
+    import fxpipe.triton_kernels.ops  # noqa: F401  (registers the operators)
+
+    chosen = {p.name: p for p in points if p.decision == "compress"}
+    pairs = saved_pairs(forward.graph, backward.graph, n_outputs)
+    if missing := sorted(set(chosen) - {n.name for n, _ in pairs}):
+        names = ", ".join(n.name for n, _ in pairs)
+        raise VerifyError(f"the compression plan names {missing[0]!r}, which forward does not save; it saves {names}")
+    output = forward.graph.output_node()
+    kept: list[Any] = list(output.args[0][:n_outputs])
+    for node, placeholder in pairs:
+        if node.name not in chosen:
+            kept.append(node)
+            continue
+        format = formats.BFPFormat.parse(chosen[node.name].format)
+        planes = _insert_compress(node, format)
+        _insert_decompress(node, placeholder, planes, format)
+        kept += planes
+    output.args = (type(output.args[0])(kept),)
+    forward.recompile()
+    backward.recompile()
+
+
+def _insert_compress(node: fx.Node, format: formats.BFPFormat) -> list[fx.Node]:
+    """The compress node after the last forward use of ``node`` or of a view of it, and one node for each plane."""
+    graph, val = node.graph, node.meta["val"]
+    arguments = (node, str(format), memory_order(val))
+    with graph.inserting_after(_last_use(node)):
+        whole = graph.call_function(
+            torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}"
+        )
+    _describe(whole, node, torch.ops.fxpipe.bfp_compress.default(val, *arguments[1:]))
+    planes = []
+    at = whole
+    for i, plane in enumerate(format.planes(1)):
+        with graph.inserting_after(at):
+            at = graph.call_function(operator.getitem, (whole, i), name=f"{node.name}_{plane.name}")
+        _describe(at, node, whole.meta["val"][i])
+        planes.append(at)
+    return planes
+
+
+def _insert_decompress(node: fx.Node, placeholder: fx.Node, planes: Sequence[fx.Node], format: formats.BFPFormat) -> None:
+    graph, val = placeholder.graph, node.meta["val"]
+    with graph.inserting_before(placeholder):
+        stored = [new_placeholder(graph, p.name) for p in planes]
+    for new, plane in zip(stored, planes, strict=True):
+        _describe(new, node, plane.meta["val"])
+    arguments = (str(format), list(val.shape), memory_order(val), val.dtype)
+    with graph.inserting_before(first_user(placeholder)):
+        value = graph.call_function(
+            torch.ops.fxpipe.bfp_decompress.default, (stored, *arguments), name=f"decompress_{node.name}"
+        )
+    fake = torch.ops.fxpipe.bfp_decompress.default([p.meta["val"] for p in planes], *arguments)
+    _describe(value, node, fake)
+    placeholder.replace_all_uses_with(value)
+    graph.erase_node(placeholder)
+
+
+def _describe(new: fx.Node, served: fx.Node, val: object) -> None:
+    new.meta = {k: served.meta[k] for k in ("stack_trace", "nn_module_stack") if k in served.meta}
+    new.meta["val"] = val
+
+
+def _last_use(node: fx.Node) -> fx.Node:
+    """The last node before the output that reads ``node`` or a view of it; ``node`` itself if none does."""
+    alive = {node}
+    last = node
+    for at in node.graph.nodes:
+        if at.op != "output" and any(n in alive for n in at.all_input_nodes):
+            last = at
+            if view_source(at) in alive:
+                alive.add(at)
+    return last
+
+
+def memory_order(val: torch.Tensor) -> list[int]:
+    """The dimensions from the slowest to the fastest in memory: the order in which values are compressed without a copy."""
+    strides = [hint(s) for s in val.stride()]
+    return sorted(range(val.dim()), key=lambda d: (-strides[d], d))
+
+
+def _n_outputs(stage: StageGraphs) -> int:
+    return sum(1 for b in stage.forward.outputs if b.kind != "saved")
+
+
+def _received_placeholders(stage: StageGraphs) -> frozenset[str]:
+    """Names of forward's placeholders that were received from the stage before, so that dropping them frees memory."""
+    placeholders = stage.forward.graph_module.graph.find_nodes(op="placeholder")
+    n_received = len(stage.received)
+    return frozenset(
+        n.name
+        for n, b in zip(placeholders, stage.forward.inputs, strict=True)
+        if b.kind == "input" and int(b.name) < n_received
+    )
+
+
+def _copy(module: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(module.graph, mapping))
+    for old, new in mapping.items():
+        new.meta = dict(old.meta)
+    return fx.GraphModule(module, graph, module._get_name())

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from fxpipe.cli import main, parser
+
+
+def test_defaults_of_plan():
+    arguments = vars(parser().parse_args(["plan", "demo:gpt"]))
+    assert arguments == {
+        "command": "plan",
+        "model": "demo:gpt",
+        "dynamic": [],
+        "device": "cpu",
+        "measured": False,
+        "profile": None,
+        "ranks": 2,
+        "stages": None,
+        "microbatches": 8,
+        "schedule": "1f1b",
+        "format": None,
+        "memory": None,
+        "topology": None,
+        "json": False,
+        "dump": None,
+        "save": None,
+    }
+
+
+def test_every_option_is_read():
+    line = (
+        "run file.py:build --ranks 4 --stages 8 --microbatches 16 --format bfp4b32 --device H100 --schedule gpipe "
+        "--topology 4x300GB/s,2x12GB/s --memory 12GiB --profile times.json --dump out --steps 3 --json "
+        "--dynamic input_ids:0,1 --dynamic labels:0"
+    )
+    arguments = parser().parse_args(line.split())
+    assert (arguments.ranks, arguments.stages, arguments.microbatches, arguments.steps) == (4, 8, 16, 3)
+    assert (arguments.format, arguments.device, arguments.schedule) == ("bfp4b32", "H100", "gpipe")
+    assert arguments.topology == [(4, 300e9), (2, 12e9)]
+    assert arguments.memory == 12 * 1024**3
+    assert (arguments.profile, arguments.dump, arguments.json) == (Path("times.json"), Path("out"), True)
+    assert arguments.dynamic == [("input_ids", [0, 1]), ("labels", [0])]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan demo:gpt --ranks 0", "argument --ranks: '0' is not a number of 1 or more"),
+        ("plan demo:gpt --ranks two", "argument --ranks: 'two' is not a number of 1 or more"),
+        (
+            "plan demo:gpt --memory 12Gb",
+            "argument --memory: '12Gb' is not a number of bytes; write a number and one of",
+        ),
+        ("plan demo:gpt --topology 4", "argument --topology: '' is not a bandwidth"),
+        ("plan demo:gpt --topology x12GB/s", "argument --topology: '' is not a number of 1 or more"),
+        (
+            "plan demo:gpt --dynamic 0",
+            "argument --dynamic: '0' is not an input with its dimensions, such as input_ids:0",
+        ),
+        ("plan demo:gpt --measured --profile f", "argument --profile: not allowed with argument --measured"),
+        ("plan demo:gpt --rank 2 --nonsense", "unrecognized arguments: --nonsense"),
+        ("plan", "the following arguments are required: MODEL"),
+        ("draw demo:gpt", "invalid choice: 'draw'"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(line, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_is_one_line_and_an_exit_code(capsys):
+    assert main(["show", "demo:resnet"]) == 2
+    assert capsys.readouterr().err.startswith("fxpipe show: unknown demo 'resnet'; known: bert")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("flops", 0, ""),
+        ("flops", 2000, "2.00 KFLOP"),
+        ("saved_bytes", 2048, "2.00 KiB"),
+        ("forward_seconds", 0.5, "500 ms"),
+    ],
+)
+def test_costs_have_units(field, value, text):
+    from fxpipe.commands import _quantity
+
+    assert _quantity(field, value) == text
