@@ -8,11 +8,6 @@ from fxpipe.errors import VerifyError
 TICKS_PER_SECOND = 10**15  # times are whole femtoseconds: sums are exact, so "optimal" and ties are well defined
 
 
-def ticks(seconds: float) -> int:
-    """The nearest whole number of ticks."""
-    return round(seconds * TICKS_PER_SECOND)
-
-
 @dataclass(frozen=True)
 class Shared:
     """What each stage that touches one of ``positions`` pays once: a parameter it holds, a value it recomputes."""
@@ -27,8 +22,9 @@ class Shared:
 class Chain:
     """Work at positions 0..n-1, and what crosses the boundaries 0..n (boundary b stands before position b).
 
-    ``legal`` are the boundaries that may be cut, increasing, without 0 and n. ``link_ticks`` is how long one microbatch's
-    traffic, both ways, takes over the link at a boundary; the two byte counts are that traffic, activations and gradients.
+    ``legal`` are the boundaries that may be cut, increasing, without 0 and n. ``link_ticks`` is how long one
+    microbatch's traffic, both ways, takes over the link at a boundary; the two byte counts are that traffic, activations
+    and gradients.
     """
 
     ticks: tuple[int, ...]
@@ -52,7 +48,10 @@ class Chain:
 
 @dataclass(frozen=True)
 class Limits:
-    """``n_stages`` exactly, ``memory_bytes`` for each (``None``: any); stage s keeps min(n_microbatches, n_stages - s) in flight."""
+    """``n_stages`` exactly, and ``memory_bytes`` for each (``None``: any).
+
+    Stage s keeps min(``n_microbatches``, n_stages - s) microbatches in flight (``None``: n_stages - s).
+    """
 
     n_stages: int
     memory_bytes: int | None = None

@@ -6,10 +6,9 @@ This file only reads the command line; ``fxpipe.commands`` does the work and is 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from fxpipe import __version__, units
 from fxpipe.errors import FxpipeError, OptionError
@@ -44,7 +43,15 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, parents=[*parents, _output_options()])
 
-    add("show", "the graph of a model, a line for each node, with its costs", model, cost)
+    show = add("show", "the graph of a model, a line for each node, with its costs", model, cost)
+    show.add_argument(
+        "--dynamic",
+        type=_dynamic,
+        action="append",
+        default=[],
+        metavar="INPUT:DIMS",
+        help="dimensions of an input that stay symbolic, such as input_ids:0,1; can be repeated",
+    )
     add("plan", "stages, schedule and save points of a model", model, cost, plan).add_argument(
         "--save", type=Path, metavar="PATH", help="also write the plan there"
     )
@@ -60,41 +67,38 @@ def parser() -> argparse.ArgumentParser:
 def _model_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    options.add_argument(
-        "--dynamic",
-        type=_dynamic,
-        action="append",
-        default=[],
-        metavar="INPUT:DIMS",
-        help="dimensions of an input that stay symbolic, such as input_ids:0,1; can be repeated",
-    )
     return options
 
 
 def _cost_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--device", default="cpu", metavar="NAME", help="the device whose times are modelled (cpu)")
-    times = options.add_mutually_exclusive_group()
-    times.add_argument("--measured", action="store_true", help="measure the times of the nodes on this machine instead")
-    times.add_argument("--profile", type=Path, metavar="FILE", help="read the measured times from this file")
+    """Options of ``fxpipe.Options`` go by its names and have no default here: the one there holds."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--device", metavar="NAME", help="the device whose times are modelled")
+    options.add_argument(
+        "--measured", action="store_true", default=False, help="measure the times on this machine instead"
+    )
+    options.add_argument(
+        "--profile",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="measured times: read from FILE if it is there, else measured and written to it",
+    )
     return options
 
 
 def _plan_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--ranks", type=_count, default=2, metavar="N", help="workers (2)")
-    options.add_argument("--stages", type=_count, metavar="N", help="stages (as many as ranks)")
-    options.add_argument("--microbatches", type=_count, default=8, metavar="N", help="microbatches of a batch (8)")
-    options.add_argument("--schedule", default="1f1b", metavar="NAME", help="1f1b or gpipe (1f1b)")
-    options.add_argument("--format", metavar="FORMAT", help="how saved activations are stored, such as bfp4b32 (as is)")
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--ranks", dest="n_ranks", type=_count, metavar="N", help="workers, one stage each")
+    options.add_argument("--microbatches", dest="n_microbatches", type=_count, metavar="N", help="parts of a batch")
+    options.add_argument("--schedule", metavar="NAME", help="1f1b or gpipe")
+    options.add_argument("--format", metavar="FORMAT", help="how saved activations are stored, such as bfp4b32")
+    options.add_argument("--memory", type=_text(units.parse_bytes), metavar="BYTES", help="of each rank, such as 16GiB")
     options.add_argument(
-        "--memory", type=_quantity(units.parse_bytes), metavar="BYTES", help="of a device, such as 16GiB"
-    )
-    options.add_argument(
-        "--topology",
-        type=_topology,
-        metavar="LEVELS",
-        help="children x bandwidth of each level of links, innermost first, such as 4x300GB/s,2x12GB/s",
+        "--bandwidth",
+        type=_text(units.parse_bytes_per_second),
+        metavar="RATE",
+        help="of the link between ranks, such as 12GB/s",
     )
     return options
 
@@ -116,12 +120,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _quantity(parse: Any) -> Any:
-    def read(text: str) -> Any:
+def _text(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Passes a text on as it is once ``parse`` has accepted it."""
+
+    def read(text: str) -> str:
         try:
-            return parse(text)
+            parse(text)
         except OptionError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
+        return text
 
     return read
 
@@ -131,8 +138,3 @@ def _dynamic(text: str) -> tuple[str, list[int]]:
     if not name or not all(dim.isdecimal() for dim in dims.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is not an input with its dimensions, such as input_ids:0,1")
     return name, [int(dim) for dim in dims.split(",")]
-
-
-def _topology(text: str) -> list[tuple[int, float]]:
-    levels = [level.partition("x") for level in text.split(",")]
-    return [(_count(size), _quantity(units.parse_bytes_per_second)(rate)) for size, _, rate in levels]

@@ -3,30 +3,47 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from fxpipe import printing, units
+from fxpipe.api import compile, trace_microbatch
+from fxpipe.errors import OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
-from fxpipe.model_source import load_model
+from fxpipe.model_source import Source, load_model
 from fxpipe.pass_base import Pass
-from fxpipe.pass_manager import Dump, Pipeline
-from fxpipe.pipeline import Options, default_pipeline
+from fxpipe.pass_manager import Dump, Observer, Pipeline
+from fxpipe.pipeline import PASSES, Options, default_pipeline
+from fxpipe.plan import Plan
+from fxpipe.profile import load_profile, measured_costs, save_profile
 from fxpipe.trace import trace
 
 
 def show(arguments: Namespace) -> None:
-    """The node table: type, operator, costs, place in the model."""
-    program = _until(_pipeline(arguments), CostTable).run(_traced(arguments))
+    """The node table: value, operator, costs, place in the model."""
+    source, options = load_model(arguments.model), _options(arguments)
+    pipeline = default_pipeline(options, _costs(arguments, options, source), _observers(arguments))
+    program = _until(pipeline, CostTable).run(trace(*source, dynamic=dict(arguments.dynamic)))
     costs = program.fact(CostTable)
     _print(arguments, json.loads(costs.to_json()), lambda: node_table(program.graph, costs))
 
 
+def plan(arguments: Namespace) -> None:
+    """Stages, schedule and save points; ``--save`` writes the plan as well."""
+    made = _compiled(arguments)
+    if arguments.save is not None:
+        made.save(arguments.save)
+    _print(arguments, made.to_dict(), lambda: str(made))
+
+
 def diff(arguments: Namespace) -> None:
     """The listing before and after each pass, as a unified diff."""
+    if arguments.pass_name is not None and arguments.pass_name not in PASSES:
+        raise OptionError(unknown("pass", arguments.pass_name, PASSES))
     found: list[dict[str, str]] = []
 
     def observe(step: Pass, before: Program, after: Program) -> None:
@@ -34,25 +51,32 @@ def diff(arguments: Namespace) -> None:
             old, new = printing.listing(before.graph), printing.listing(after.graph)
             found.append({"pass": str(step), "diff": printing.diff(old, new, ("before", f"after {step}"))})
 
-    pipeline = _pipeline(arguments)
-    replace(pipeline, observers=(*pipeline.observers, observe)).run(_traced(arguments))
+    _compiled(arguments, observe)
     _print(arguments, found, lambda: "\n".join(f["diff"] or f"{f['pass']}: changes no node" for f in found))
 
 
 def passes(arguments: Namespace) -> None:
-    """Every pass of the default pipeline, in order."""
+    """Every pass: its options with their defaults, what it requires and provides, whether numbers stay the same."""
     rows = [
         {
-            "pass": step.name,
-            "options": str(step),
-            "requires": [fact.__name__ for fact in step.requires],
-            "provides": [fact.__name__ for fact in step.provides],
-            "numbers": "exact" if step.exact else "bounded",
+            "pass": kind.name,
+            "options": {option.name: _default(option) for option in fields(kind) if option.repr},
+            "requires": [fact.__name__ for fact in kind.requires],
+            "provides": [fact.__name__ for fact in kind.provides],
+            "numbers": "exact" if kind.exact else "bounded",
         }
-        for step in default_pipeline(Options()).passes
+        for kind in PASSES.values()
     ]
-    cells = [[", ".join(v) if isinstance(v, list) else v for v in row.values()] for row in rows]
-    _print(arguments, rows, lambda: printing.table(cells, list(rows[0])))
+    _print(arguments, rows, lambda: printing.table([_pass_cells(row) for row in rows], list(rows[0])))
+
+
+def _default(option: Field[Any]) -> object:
+    return None if option.default is MISSING else option.default
+
+
+def _pass_cells(row: dict[str, Any]) -> list[str]:
+    options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+    return [row["pass"], options, ", ".join(row["requires"]), ", ".join(row["provides"]), row["numbers"]]
 
 
 def node_table(graph: fx.Graph, costs: CostTable) -> str:
@@ -77,23 +101,51 @@ def _quantity(field: str, value: Any) -> str:
     return write(value) if value else ""
 
 
-def _traced(arguments: Namespace) -> Program:
-    source = load_model(arguments.model)
-    return trace(source.model, source.args, source.kwargs, dynamic=dict(arguments.dynamic))
+def _compiled(arguments: Namespace, *observers: Observer) -> Plan:
+    source, options = load_model(arguments.model), _options(arguments)
+    costs = _costs(arguments, options, source)
+    observers = (*_observers(arguments), *observers)
+    return compile(source.model, (source.args, source.kwargs), options, costs=costs, observers=observers)
 
 
-def _pipeline(arguments: Namespace) -> Pipeline:
-    pipeline = default_pipeline(Options())
+def _options(arguments: Namespace) -> Options:
+    """What the command line asks for; the rest keeps its default."""
+    return Options.from_mapping({f.name: getattr(arguments, f.name) for f in fields(Options) if f.name in arguments})
+
+
+def _observers(arguments: Namespace) -> tuple[Observer, ...]:
     if arguments.dump is None:
-        return pipeline
-    dump = Dump(arguments.dump, lambda program: printing.listing(program.graph))
-    return replace(pipeline, observers=(*pipeline.observers, dump))
+        return ()
+    return (Dump(arguments.dump, lambda program: printing.listing(program.graph)),)
+
+
+def _costs(arguments: Namespace, options: Options, source: Source) -> CostTable | None:
+    """The costs of one microbatch, measured, where that is asked for; else None."""
+    if not arguments.measured and arguments.profile is None:
+        return None
+    program, microbatches = trace_microbatch(*source, options.n_microbatches)
+    graph_module = _before(default_pipeline(options), CostTable).run(program).graph_module
+    if arguments.profile is not None and arguments.profile.exists():
+        return load_profile(arguments.profile, graph_module)
+    tensors = [leaf for leaf in tree_leaves((source.args, source.kwargs)) if isinstance(leaf, Tensor)]
+    costs = measured_costs(graph_module, microbatches.split(tensors)[0])
+    if arguments.profile is not None:
+        save_profile(costs, graph_module, arguments.profile)
+    return costs
+
+
+def _before(pipeline: Pipeline, fact: type) -> Pipeline:
+    """The passes that run before the one that provides ``fact``."""
+    return replace(pipeline, passes=pipeline.passes[: _provider(pipeline, fact)])
 
 
 def _until(pipeline: Pipeline, fact: type) -> Pipeline:
     """The passes up to the one that provides ``fact``."""
-    last = next(index for index, step in enumerate(pipeline.passes) if fact in step.provides)
-    return replace(pipeline, passes=pipeline.passes[: last + 1])
+    return replace(pipeline, passes=pipeline.passes[: _provider(pipeline, fact) + 1])
+
+
+def _provider(pipeline: Pipeline, fact: type) -> int:
+    return next(index for index, step in enumerate(pipeline.passes) if fact in step.provides)
 
 
 def _print(arguments: Namespace, data: object, text: Callable[[], str]) -> None:

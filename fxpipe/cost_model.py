@@ -105,7 +105,8 @@ def _seconds(flops: Size, moved: Size, launches: int, peak: float, on: Device) -
     if isinstance(flops, int) and isinstance(moved, int):
         return max(flops / peak, moved / on.memory_bytes_per_second) + launches * on.launch_seconds
     peak, bandwidth, launch = map(_exact, (peak, on.memory_bytes_per_second, on.launch_seconds))
-    return sympy.Max(flops / peak, moved / bandwidth) + launches * launch
+    busy = sympy.Max(flops / peak, moved / bandwidth) if flops != 0 else moved / bandwidth  # Max is slow to build
+    return busy + launches * launch
 
 
 def _exact(number: float) -> sympy.Rational:

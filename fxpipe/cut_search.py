@@ -1,9 +1,10 @@
 """The best cut of a chain into consecutive stages: exact, in whole numbers, in plain Python.
 
-Stage ``[a, b)`` takes the longest of its compute and its two links; the search finds the boundaries whose slowest stage is
-fastest. The problem is PipeDream's (SOSP 2019, US12056604B2), without replication. Here the bottleneck T is bisected, and
-for one T a sweep tells in linear time which numbers of stages reach which boundary. A memory limit depends on a stage's place
-in the pipeline, so there the sweep looks at pairs of boundaries, but only at those that are fast enough for T.
+Stage ``[a, b)`` takes the longest of its compute and its two links; the search finds the boundaries whose slowest stage
+is fastest. The problem is PipeDream's (SOSP 2019, US12056604B2), without replication. Here the bottleneck T is bisected;
+for one T a sweep tells in linear time which numbers of stages reach which boundary. The room that a stage needs depends
+on its place in the pipeline, so under a memory limit the sweep looks at pairs of boundaries, but only at those that are
+fast enough for T.
 """
 
 from bisect import bisect_left
@@ -13,6 +14,7 @@ from itertools import accumulate, pairwise
 from fxpipe.chain import Chain, Cut, Limits, Shared
 
 Usage = tuple[int, int, int]  # of one stage: ticks, saved bytes for each microbatch in flight, state bytes
+Touches = dict[int, list[tuple[int, int, Usage]]]  # atom -> (atom touched before, atom touched after, weight)
 Sweep = Callable[[int, Limits], list[int]]  # bottleneck -> for each boundary the stage counts that reach it, as bits
 
 
@@ -32,17 +34,19 @@ class CutSearch:
         self._touches = _touches(chain.shared, atom_of, own)
         self._touched = sorted(self._touches)
         self._sums = [list(accumulate((atom[i] for atom in own), initial=0)) for i in range(3)]
-        busy = (atom[0] > 0 or any(w[0] for *_, w in self._touches.get(k, ())) for k, atom in enumerate(own))
+        busy = [atom[0] > 0 or any(w[0] for *_, w in self._touches.get(k, ())) for k, atom in enumerate(own)]
+        busy[-1] |= not any(busy)  # a chain without any work is one stage
         self._work = list(accumulate(busy, initial=0))  # boundaries with the same entry have no work between them
 
     def most_stages(self) -> int:
         """The largest number of stages that the legal cuts allow, each with work to do."""
-        return max(1, self._work[self._end])
+        return self._work[self._end]
 
     def best(self, limits: Limits) -> Cut | None:
         """The cut with the least bottleneck, or None where no cut keeps the limits.
 
-        Of equal cuts: from the last boundary to the first, the least traffic, then the most even work, then the earliest.
+        Of equal cuts: from the last boundary to the first, the least traffic, then the most even work, then the
+        earliest.
         """
         at_least = max(self._fastest_atom(), -(-self._sums[0][self._end] // limits.n_stages))
         sweep: Sweep = self._by_time
@@ -151,7 +155,7 @@ class CutSearch:
         counts = [1] + [0] * self._end
         for i, a in enumerate(cuts[:-1]):
             fewest = (counts[a] & -counts[a]).bit_length() - 1
-            if fewest < 0:
+            if not 0 <= fewest < limits.n_stages:
                 continue
             start = bisect_left(need, fewest + 1 - limits.n_stages, i + 1, key=int.__neg__)
             for b, usage in self._growing(a, cuts[start:]):
@@ -177,18 +181,21 @@ class CutSearch:
     def _memory(self, a: int, b: int, usage: Usage) -> tuple[int, int]:
         """Bytes that stage ``[a, b)`` keeps once, and for each microbatch in flight.
 
-        Once: parameters, their gradients, buffers; what it sends; the gradients that it receives and sends. In flight: what it
-        saves for backward and what it has received.
+        Once: parameters, their gradients, buffers; what it sends; the gradients that it receives and sends. In flight:
+        what it saves for backward and what it has received.
         """
         once = usage[2] + self._gradient[a] + self._activation[b] + self._gradient[b]
         return once, usage[1] + self._activation[a]
 
     def _stages_without_room(self, a: int, b: int, usage: Usage, limits: Limits) -> int:
-        """How many of the first stages ``[a, b)`` cannot be, because so many microbatches in flight would not fit."""
+        """How many of the first stages ``[a, b)`` cannot be, because what is in flight there would not fit."""
         assert limits.memory_bytes is not None
         once, each = self._memory(a, b, usage)
-        fits = limits.n_stages if not each else (limits.memory_bytes - once) // each
-        return sum(limits.in_flight(s) > fits for s in range(limits.n_stages))
+        fits = (limits.memory_bytes - once) // max(each, 1)
+        if limits.memory_bytes < once or (each and fits < 1):
+            return limits.n_stages
+        everywhere = not each or (limits.n_microbatches is not None and fits >= limits.n_microbatches)
+        return 0 if everywhere else max(0, limits.n_stages - fits)
 
     def _read_back(self, t: int, counts: list[int], limits: Limits) -> Cut:
         """The cut that the sweep found, chosen from the end to the start; see ``best`` for the choice among equals."""
@@ -221,8 +228,8 @@ def _add(total: list[int], weights: Iterable[int]) -> None:
         total[i] += weight
 
 
-def _touches(shared: tuple[Shared, ...], atom_of: list[int], own: list[list[int]]) -> dict[int, list[tuple[int, int, Usage]]]:
-    """For each atom the shared things that it touches, each as (atom touched before, atom touched after, weight).
+def _touches(shared: tuple[Shared, ...], atom_of: list[int], own: list[list[int]]) -> Touches:
+    """For each atom the shared things that it touches; -1 stands before the first atom, the number of atoms after the last.
 
     Things that touch the same atoms are joined; what touches a single atom is added to what that atom owns.
     """
@@ -230,7 +237,7 @@ def _touches(shared: tuple[Shared, ...], atom_of: list[int], own: list[list[int]
     for item in shared:
         atoms = tuple(sorted({atom_of[p] for p in item.positions}))
         _add(joined.setdefault(atoms, [0, 0, 0]), (item.ticks, item.saved_bytes, item.state_bytes))
-    touches: dict[int, list[tuple[int, int, Usage]]] = {}
+    touches: Touches = {}
     for atoms, (time, saved, state) in joined.items():
         if len(atoms) == 1:
             _add(own[atoms[0]], (time, saved, state))

@@ -1,14 +1,14 @@
 """MODEL on the command line: ``package.module:function``, ``file.py:function`` or ``demo:NAME`` -> model and inputs.
 
-The function takes no arguments and returns ``(model, example_inputs)``, the inputs a tuple of positional or a dict of
-keyword arguments. The file or module is run as Python, as an import would: a MODEL is trusted code.
+The function returns ``(model, example_inputs)``, as ``fxpipe.compile`` takes them. The file or module is run as Python, as an
+import would: a MODEL is trusted code.
 """
 
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fxpipe.api import call_arguments
 from fxpipe.errors import OptionError, unknown
 
 FORMS = "package.module:function, file.py:function or demo:NAME"
@@ -29,8 +30,8 @@ class Source(NamedTuple):
     kwargs: dict[str, Any]
 
 
-def load_model(text: str) -> Source:
-    """Calls the function that ``text`` names.
+def load_model(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
+    """Calls the function that ``text`` names, with the keyword ``arguments`` if there are any.
 
     Raises:
         OptionError: the text has another form; the file, module or function is not there; it returns something else.
@@ -39,23 +40,10 @@ def load_model(text: str) -> Source:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise OptionError(f"MODEL {text!r} is not of the form {FORMS}")
-    return _checked(text, _function(text, place, name)())
+    return _checked(text, _function(text, place, name)(**(arguments or {})))
 
 
-def split_inputs(example_inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments from a tuple, a dict or one tensor; raises OptionError for anything else."""
-    match example_inputs:
-        case Tensor():
-            return (example_inputs,), {}
-        case dict():
-            return (), example_inputs
-        case tuple() | list():
-            return tuple(example_inputs), {}
-    found = type(example_inputs).__name__
-    raise OptionError(f"example inputs are {found}; expected a tuple of positional or a dict of keyword arguments")
-
-
-def _function(text: str, place: str, name: str) -> Callable[[], object]:
+def _function(text: str, place: str, name: str) -> Callable[..., object]:
     if place == "demo":
         from fxpipe.demos import demo
 
@@ -98,6 +86,13 @@ def _search(folder: Path) -> None:
 
 def _checked(text: str, result: object) -> Source:
     match result:
-        case (nn.Module() as model, inputs):
-            return Source(model, *split_inputs(inputs))
-    raise OptionError(f"MODEL {text!r} returned {type(result).__name__}; expected (model, example_inputs)")
+        case (nn.Module() as model, (Tensor() | tuple() | Mapping()) as inputs):
+            args, kwargs = call_arguments(inputs)
+            return Source(model, args, dict(kwargs))
+    raise OptionError(f"MODEL {text!r} returned {_shape_of(result)}; expected (model, example_inputs)")
+
+
+def _shape_of(result: object) -> str:
+    if isinstance(result, tuple):
+        return f"({', '.join(type(item).__name__ for item in result)})"
+    return type(result).__name__

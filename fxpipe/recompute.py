@@ -17,6 +17,7 @@ from fxpipe.storages import Call, Storage, Walk, attribute_of
 MAX_CLOSURE = 256  # a value that needs more nodes than this is not cheap; bounds the work of finding out
 _UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _PLAIN_MODULES = ("_operator", "math", "torch")  # getitem, arithmetic on sizes, torch.sym_max
+_SIZES = (int, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 Closures = dict[fx.Node, frozenset[fx.Node]]
 
@@ -25,20 +26,17 @@ def recomputed(
     graph_module: fx.GraphModule,
     found: Walk,
     written: Mapping[fx.Node, list[Storage]],
-    seconds: Callable[[fx.Node], float],
-    link_seconds: Callable[[fx.Node], float],
+    is_cheaper: Callable[[fx.Node, frozenset[fx.Node]], bool],
 ) -> Closures:
     """The nodes that are recomputed, each with all the nodes that this takes, itself included.
 
-    Chosen are the values whose forward ``seconds``, with those of all they need, are at most their ``link_seconds``, and
-    every size (a size cannot be sent); and what those need.
+    Chosen are the values that can be and for which ``is_cheaper(value, all it takes)``, every size (a size cannot be sent),
+    and what those need.
     """
     possible = _possible(graph_module, found, written)
     chosen: set[fx.Node] = set()
     for node, closure in possible.items():
-        if isinstance(node.meta["val"], int | torch.SymInt | torch.SymFloat | torch.SymBool):
-            chosen |= closure
-        elif node not in chosen and sum(map(seconds, closure)) <= link_seconds(node):
+        if isinstance(node.meta["val"], _SIZES) or is_cheaper(node, closure):
             chosen |= closure
     return {node: closure for node, closure in possible.items() if node in chosen}
 

@@ -167,9 +167,9 @@ class _Walker:
 
     def _key(self, node: fx.Node, arguments: tuple[Value, ...]) -> Hashable:
         """Equal for calls that do the same: operator, shapes, strides, types, aliasing, what is differentiable."""
-        places: dict[int, int] = {}
-        relation = tuple((places.setdefault(id(a.storage), len(places)), a.requires_grad) for a in arguments)
-        return node.target, self._token(node.args), self._token(node.kwargs), relation, torch.is_grad_enabled()
+        storages = _numbered(id(a.storage) for a in arguments)
+        same = storages, _numbered(argument_nodes(node)), tuple(a.requires_grad for a in arguments)
+        return node.target, self._token(node.args), self._token(node.kwargs), same, torch.is_grad_enabled()
 
     def _token(self, argument: Any) -> Hashable:
         if isinstance(argument, fx.Node):
@@ -180,6 +180,12 @@ class _Walker:
             return str(argument.node.expr)
         parts = _parts(argument)
         return (type(argument), argument) if parts is None else (type(argument), *map(self._token, parts))
+
+
+def _numbered(things: Iterable[Hashable]) -> tuple[int, ...]:
+    """Which of the things are the same: ``a b a`` -> ``0 1 0``."""
+    places: dict[Hashable, int] = {}
+    return tuple(places.setdefault(thing, len(places)) for thing in things)
 
 
 def _parts(argument: Any) -> Iterable[Any] | None:

@@ -52,7 +52,7 @@ def trace(
     """
     call = ((args, dict(kwargs or {}), target), {})
     leaves, in_spec = pytree.tree_flatten(call[0])
-    paths = [_path(key) for key, _ in pytree.tree_flatten_with_path(call[0])[0]]
+    paths = [input_path(key) for key, _ in pytree.tree_flatten_with_path(call[0])[0]]
     shapes = _dynamic_shapes(call[0], paths, dynamic)
     try:
         exported = torch.export.export(_Call(model, loss_fn), call[0], dynamic_shapes=shapes)
@@ -75,7 +75,7 @@ def trace(
     return Program(graph_module, signature)
 
 
-def _path(key: tuple[Any, ...]) -> str:
+def input_path(key: tuple[Any, ...]) -> str:
     """``input_ids``, ``0``, ``0['mask']``, ``target`` from the key path within (args, kwargs, target)."""
     top, rest = key[0].idx, key[1:]
     if top == 2:

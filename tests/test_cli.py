@@ -5,22 +5,12 @@ import pytest
 from fxpipe.cli import main, parser
 
 
-def test_defaults_of_plan():
-    arguments = vars(parser().parse_args(["plan", "demo:gpt"]))
-    assert arguments == {
+def test_what_is_not_asked_is_left_to_the_options():
+    assert vars(parser().parse_args(["plan", "demo:gpt"])) == {
         "command": "plan",
         "model": "demo:gpt",
-        "dynamic": [],
-        "device": "cpu",
         "measured": False,
         "profile": None,
-        "ranks": 2,
-        "stages": None,
-        "microbatches": 8,
-        "schedule": "1f1b",
-        "format": None,
-        "memory": None,
-        "topology": None,
         "json": False,
         "dump": None,
         "save": None,
@@ -29,16 +19,18 @@ def test_defaults_of_plan():
 
 def test_every_option_is_read():
     line = (
-        "run file.py:build --ranks 4 --stages 8 --microbatches 16 --format bfp4b32 --device H100 --schedule gpipe "
-        "--topology 4x300GB/s,2x12GB/s --memory 12GiB --profile times.json --dump out --steps 3 --json "
-        "--dynamic input_ids:0,1 --dynamic labels:0"
+        "run file.py:build --ranks 4 --microbatches 16 --format bfp4b32 --device H100 --schedule gpipe "
+        "--bandwidth 12GB/s --memory 12GiB --profile times.json --dump out --steps 3 --json"
     )
     arguments = parser().parse_args(line.split())
-    assert (arguments.ranks, arguments.stages, arguments.microbatches, arguments.steps) == (4, 8, 16, 3)
+    assert (arguments.n_ranks, arguments.n_microbatches, arguments.steps) == (4, 16, 3)
     assert (arguments.format, arguments.device, arguments.schedule) == ("bfp4b32", "H100", "gpipe")
-    assert arguments.topology == [(4, 300e9), (2, 12e9)]
-    assert arguments.memory == 12 * 1024**3
+    assert (arguments.bandwidth, arguments.memory) == ("12GB/s", "12GiB")
     assert (arguments.profile, arguments.dump, arguments.json) == (Path("times.json"), Path("out"), True)
+
+
+def test_dynamic_dimensions_are_gathered_by_input():
+    arguments = parser().parse_args("show demo:gpt --dynamic input_ids:0,1 --dynamic labels:0".split())
     assert arguments.dynamic == [("input_ids", [0, 1]), ("labels", [0])]
 
 
@@ -51,13 +43,11 @@ def test_every_option_is_read():
             "plan demo:gpt --memory 12Gb",
             "argument --memory: '12Gb' is not a number of bytes; write a number and one of",
         ),
-        ("plan demo:gpt --topology 4", "argument --topology: '' is not a bandwidth"),
-        ("plan demo:gpt --topology x12GB/s", "argument --topology: '' is not a number of 1 or more"),
+        ("plan demo:gpt --bandwidth 12GB", "argument --bandwidth: '12GB' is not a bandwidth"),
         (
             "plan demo:gpt --dynamic 0",
             "argument --dynamic: '0' is not an input with its dimensions, such as input_ids:0",
         ),
-        ("plan demo:gpt --measured --profile f", "argument --profile: not allowed with argument --measured"),
         ("plan demo:gpt --rank 2 --nonsense", "unrecognized arguments: --nonsense"),
         ("plan", "the following arguments are required: MODEL"),
         ("draw demo:gpt", "invalid choice: 'draw'"),

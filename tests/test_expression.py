@@ -21,8 +21,8 @@ def expressions():
             lambda a, b: a / b if not b.is_zero else a,
             lambda a, b: torch_sympy.FloorDiv(a, b) if a.is_integer and b.is_positive else a,
             lambda a, b: torch_sympy.Mod(a, b) if a.is_nonnegative and b.is_positive and b.is_integer else a,
-            lambda a, b: sympy.Max(a, b),
-            lambda a, b: sympy.Min(a, b),
+            sympy.Max,
+            sympy.Min,
         ]
     )
     return st.recursive(leaves, lambda inner: st.builds(lambda f, a, b: f(a, b), binary, inner, inner), max_leaves=8)

@@ -3,10 +3,9 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from fxpipe.errors import OptionError
-from fxpipe.model_source import load_model, split_inputs
+from fxpipe.model_source import load_model
 
 MODEL_FILE = """
 import torch
@@ -17,6 +16,9 @@ def build():
 
 def wrong():
     return torch.nn.Linear(2, 2)
+
+def pair():
+    return torch.nn.Linear(2, 2), 3
 
 def broken():
     raise RuntimeError("the user's own error")
@@ -41,7 +43,7 @@ def test_a_file_beside_its_own_modules(folder):
 
 
 def test_a_module_and_a_demo():
-    by_module, by_demo = load_model("fxpipe.demos.plain:mlp"), load_model("demo:mlp")
+    by_module, by_demo = load_model("fxpipe.demos.plain:mlp"), load_model("demo:mlp", {"batch": 16})
     assert torch.equal(by_module.model(*by_module.args), by_demo.model(*by_demo.args))
 
 
@@ -53,8 +55,9 @@ def test_a_module_and_a_demo():
         (":build", "MODEL ':build' is not of the form"),
         ("demo:resnet", "unknown demo 'resnet'; known: bert, cnn"),
         ("absent.py:build", "MODEL 'absent.py:build': there is no file 'absent.py' in "),
-        ("random.py:bild", "MODEL 'random.py:bild': unknown function 'bild'; known: broken, build, wrong"),
+        ("random.py:bild", "MODEL 'random.py:bild': unknown function 'bild'; known: broken, build, pair, wrong"),
         ("random.py:wrong", "MODEL 'random.py:wrong' returned Linear; expected (model, example_inputs)"),
+        ("random.py:pair", "MODEL 'random.py:pair' returned (Linear, int); expected (model, example_inputs)"),
         ("absent.module:build", "MODEL 'absent.module:build': there is no module 'absent'; MODEL is package.module"),
         ("fxpipe.absent:build", "MODEL 'fxpipe.absent:build': there is no module 'fxpipe.absent'"),
     ],
@@ -73,12 +76,3 @@ def test_a_module_that_misses_another_passes_the_error_on(folder):
     (folder / "needs.py").write_text("import not_installed\n")
     with pytest.raises(ModuleNotFoundError, match="not_installed"):
         load_model("needs:build")
-
-
-def test_inputs_are_positional_keyword_or_one_tensor():
-    x = torch.ones(2)
-    assert split_inputs((x, {"nested": x})) == ((x, {"nested": x}), {})
-    assert split_inputs({"x": x}) == ((), {"x": x})
-    assert split_inputs(x) == ((x,), {})
-    with pytest.raises(OptionError, match="example inputs are Linear; expected a tuple of positional or a dict"):
-        split_inputs(nn.Linear(1, 1))

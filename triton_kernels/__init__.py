@@ -1,7 +1,7 @@
 """Block floating-point storage of tensors: the formats, their definition in plain torch, and their kernels.
 
-A leaf of fxpipe: it imports nothing of fxpipe. Importing this package imports neither torch nor triton; ``ops`` registers
-the operators ``fxpipe::bfp_compress`` and ``fxpipe::bfp_decompress`` and is imported by whoever needs them.
+A leaf of fxpipe: it imports nothing of fxpipe. Importing this package imports neither torch nor triton. ``ops``
+registers the operators ``fxpipe::bfp_compress`` and ``fxpipe::bfp_decompress``; whoever needs them imports it.
 """
 
 if __name__ == "triton_kernels":

@@ -13,7 +13,7 @@ from torch import Tensor
 from .format import EXPONENT_NAN, GROUP, BFPFormat
 from .reference import dtype_name
 
-CHUNK = 1 << 17
+CHUNK = 1 << 18
 """Values that are handled at a time: a whole number of blocks of any size."""
 
 _ROUND = 1.5 * 2**23
@@ -28,15 +28,12 @@ def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
     scratch = x_flat.new_empty(min(CHUNK, fmt.n_blocks(numel) * fmt.block), dtype=torch.float32)
     for start in range(0, numel, CHUNK):
         values = _blocks(x_flat[start : start + CHUNK], fmt.block)
-        exponents = _shared_exponents(values, exponent_min)
-        encode = _encode_unsigned if fmt.unsigned else _encode_signed
-        codes = encode(values, exponents, scratch[: values.numel()].view_as(values), fmt.width)
+        work = scratch[: values.numel()].view_as(values)
+        exponents = _shared_exponents(values, work, exponent_min)
+        words = _codes_unsigned(values, exponents, work, fmt) if fmt.unsigned else _codes(values, exponents, work, fmt)
         finite = exponents != EXPONENT_NAN
         if not finite.all():
-            codes.mul_(finite.unsqueeze(1))
-        words = codes.view(torch.int64).flatten()
-        if not fmt.unsigned:
-            words = _sign_and_magnitude(words, fmt.width)
+            words.view(finite.numel(), -1).mul_(finite.unsqueeze(1))
         *codes_out, exponents_out = _of_chunk(planes, fmt, start)
         _deal(_narrow(words, fmt.width), codes_out, fmt)
         exponents_out.copy_(exponents)
@@ -73,26 +70,30 @@ def _blocks(values: Tensor, block: int) -> Tensor:
     return values.view(-1, block)
 
 
-def _shared_exponents(values: Tensor, least: int) -> Tensor:
-    low, high = torch.aminmax(values, dim=1)
-    return (torch.maximum(low.neg_(), high).view(torch.int32) >> 23).clamp_(min=least)
+def _shared_exponents(values: Tensor, work: Tensor, least: int) -> Tensor:
+    largest = torch.abs(values, out=work).amax(dim=1)
+    return (largest.view(torch.int32) >> 23).clamp_(min=least)
 
 
-def _encode_signed(values: Tensor, exponents: Tensor, scratch: Tensor, width: int) -> Tensor:
-    """Codes plus 2^M, 1 .. 2^W - 1, as uint8. As one bit of width has E = 254 whose reciprocal is too small, it doubles."""
-    double = 1 if width == 2 else 0  # noqa: PLR2004
-    reciprocals = ((252 + width + double - exponents) << 23).view(torch.float32)
-    sums = torch.mul(values, reciprocals.unsqueeze(1), out=scratch).add_((_ROUND + (1 << (width - 1))) * (1 + double))
-    if width == 8:  # noqa: PLR2004
+def _codes(values: Tensor, exponents: Tensor, work: Tensor, fmt: BFPFormat) -> Tensor:
+    """Codes, one a byte of the int64 words [n / 8]. One bit of magnitude doubles all: 1/step may be no normal float."""
+    double = 1 if fmt.magnitude_bits == 1 else 0
+    offset = 1 << fmt.magnitude_bits
+    reciprocals = ((253 + fmt.magnitude_bits + double - exponents) << 23).view(torch.float32)
+    sums = torch.mul(values, reciprocals.unsqueeze(1), out=work).add_((_ROUND + offset) * (1 + double))
+    if fmt.width == GROUP:
         sums.clamp_(max=_ROUND + 255)
-    return sums.view(torch.int32).to(torch.uint8).clamp_(1, (1 << width) - 1)
+    codes = sums.view(torch.int32).to(torch.uint8).clamp_(1, 2 * offset - 1)  # plus 2^M
+    return _sign_and_magnitude(codes.view(torch.int64).flatten(), fmt.width)
 
 
-def _encode_unsigned(values: Tensor, exponents: Tensor, scratch: Tensor, width: int) -> Tensor:
-    reciprocals = ((253 + width - exponents) << 23).view(torch.float32)
-    cells = torch.mul(values, reciprocals.unsqueeze(1), out=scratch).sub_(0.5)
-    cells.clamp_(max=(1 << width) - 2).add_(_ROUND)
-    return cells.view(torch.int32).to(torch.uint8).add_(1).mul_(values > 0)
+def _codes_unsigned(values: Tensor, exponents: Tensor, work: Tensor, fmt: BFPFormat) -> Tensor:
+    reciprocals = ((253 + fmt.magnitude_bits - exponents) << 23).view(torch.float32)
+    cells = torch.mul(values, reciprocals.unsqueeze(1), out=work).sub_(0.5)
+    cells.clamp_(max=(1 << fmt.width) - 2).add_(_ROUND)
+    codes = cells.view(torch.int32).to(torch.uint8).add_(1)
+    positive = torch.clamp(values.view(torch.int32), 0, 1, out=work.view(torch.int32))  # several times as fast as > 0
+    return codes.mul_(positive.to(torch.uint8)).view(torch.int64).flatten()
 
 
 def _steps(exponents: Tensor, magnitude_bits: int) -> Tensor:
@@ -124,13 +125,18 @@ def _offset_codes(words: Tensor, width: int) -> Tensor:
 def _narrow(words: Tensor, width: int) -> Tensor:
     """A code in each byte -> eight codes in the low bits."""
     for fields in (1, 2, 4) if width < GROUP else ():
-        words = (words | (words >> (fields * (GROUP - width)))).bitwise_and_(_runs(2 * fields * width, 16 * fields))
+        apart, bits = GROUP * fields, width * fields
+        lower, upper = words & _runs(bits, 2 * apart), words >> (apart - bits)
+        words = lower.bitwise_or_(upper.bitwise_and_(_runs(bits, 2 * apart) << bits))
     return words
 
 
 def _widen(words: Tensor, width: int) -> Tensor:
+    """Eight codes in the low bits, whatever lies above them -> a code in each byte."""
     for fields in (4, 2, 1) if width < GROUP else ():
-        words = (words | (words << (fields * (GROUP - width)))).bitwise_and_(_runs(fields * width, 8 * fields))
+        apart, bits = GROUP * fields, width * fields
+        lower, upper = words & _runs(bits, 2 * apart), words << (apart - bits)
+        words = lower.bitwise_or_(upper.bitwise_and_(_runs(bits, 2 * apart) << apart))
     return words
 
 

@@ -1,7 +1,7 @@
 """Block floating-point formats: what they are called, where every bit lies, how large they are, how far they are off.
 
-Imports neither torch nor triton. Block floating-point storage of activations between forward and backward is the subject
-of US20200210839A1; the sign-free form below is the uniform case of the non-uniform mantissas of US12277502B2.
+Imports neither torch nor triton. Keeping activations for backward in block floating-point: US20200210839A1. Codes whose
+levels are not those of a signed integer, of which the sign-free form is the simplest: US12277502B2.
 """
 
 import re
@@ -17,7 +17,7 @@ GROUP = 8
 """Values whose codes share W whole bytes; every block is a whole number of groups."""
 
 EXPONENT_MIN = 24
-"""Least shared exponent (biased by 127): the scales of every width then stay normal floats, however they are applied."""
+"""Least shared exponent (biased by 127): it keeps the scales of every width normal floats, however they are applied."""
 
 EXPONENT_NAN = 255
 """Shared exponent of a block that held a NaN or an infinity."""
@@ -53,38 +53,46 @@ class BFPFormat:
     **Blocks** are runs of ``block`` consecutive values of the flattened tensor; a last dimension that is no multiple of
     ``block`` runs on into the next row. The last block is filled up with zeros. An empty tensor has empty planes.
 
-    **The shared exponent** E is the largest biased float32 exponent in the block, at least 24; a block that holds a NaN or
-    an infinity has E = 255, codes 0, and decodes to NaN as a whole. With ``largest`` in [2^(E-127), 2^(E-126)):
+    **The shared exponent** E is the largest biased float32 exponent in the block, at least 24. A block that holds a NaN
+    or an infinity has E = 255 and codes 0, and decodes to NaN as a whole. With M bits of magnitude, the block's largest
+    value lies in [2^(M-1), 2^M) steps::
 
-        signed      M = W-1   step = 2^(E-127-(M-1))   q = x/step, nearest, ties to even, to -(2^M-1) .. 2^M-1
-                              decoded: q * step. The sign of a zero is not kept.
-        +unsigned   M = W     step = 2^(E-127-(M-1))   level c-1/2 nearest to x/step, ties to odd c, c = 1 .. 2^M-1
-                              decoded: (c - 1/2) * step; c = 0 where x is zero (or below), and nowhere else: decoded
-                              values are zero exactly where the stored ones were, so a ReLU's mask survives.
+        signed      M = W-1   step = 2^(E-127-(M-1))   q = x/step to the nearest integer, ties to even,
+                                                       clipped to -(2^M-1) .. 2^M-1; decodes to q * step
 
-    Blocks whose largest value is below 2^-103 (denormals among them) use the step of E = 24. float16 with ``+unsigned``
-    has E at least 103 + W, so that the least level, half a step, is a float16 too. Decoding computes in float32 and
-    rounds once to the dtype asked for, nearest even (only ``bfp8+unsigned`` to bfloat16 has anything to round, unless the
-    dtype is narrower than the one that was compressed).
+        +unsigned   M = W     step = 2^(E-127-(M-1))   c = 0 where x is zero (or below it), else c-1/2 is nearest to
+                                                       x/step, ties to odd c, clipped to 1 .. 2^M-1;
+                                                       decodes to (c - 1/2) * step, c = 0 to zero
 
-    **Bits.** Value j of a group of 8 has the bits [W*j, W*j + W) of the group's W bytes, little end first::
+    With ``+unsigned`` decoded values are zero exactly where the stored ones were, so the mask that a ReLU's backward
+    takes from its output survives. Signed zeros lose their sign in both.
 
-        W = 4, signed             byte 0    byte 1    byte 2    byte 3
-                                 s111s000  s333s222  s555s444  s777s666      s sign, 000 magnitude of value 0
-                                 one int32 of plane "code32"
+    Blocks whose largest value is below 2^-103, denormals among them, have the step of E = 24. float16 with ``+unsigned``
+    has E at least 103 + W, so that half a step is a float16. Decoding computes in float32 and rounds once to the dtype
+    asked for, to nearest even; unless that dtype is narrower than the one compressed, all decoded values are exact in it
+    but those of ``bfp8+unsigned`` in bfloat16.
 
-        W = 5, signed             byte 0    byte 1    byte 2    byte 3  |  byte 4
-                                 111s0000  2222 2s11 ...                    (fields run across bytes)
-                                 one int32 of plane "code32"            |  one uint8 of plane "code8"
+    **Bits.** Eight values are a group. Value j of a group has the bits [W*j, W*j + W) of the group's W bytes, little end
+    first; the code of a signed value is its magnitude in the low M bits and its sign above them::
 
-        +unsigned                W bits of c, no sign
+        bfp4b32       byte 0      byte 1      byte 2      byte 3
+                      s111 s000   s333 s222   s555 s444   s777 s666         high bit on the left; s sign, jjj magnitude
 
-    The W bytes are split into aligned planes of 4, 2 and 1 bytes, so that every width loads and stores aligned:
+        bfp3b32       byte 0      byte 1      byte 2
+                      22s1 1s00   5s44 s33s   s77s 66s5
 
-        W         2    3      4    5      6      7        8
-        planes    2    2|1    4    4|1    4|2    4|2|1    4 4 (one plane, two int32 a group)
+        +unsigned     as drawn, with a bit of magnitude in the place of s
 
-    followed by the plane ``exponent``, one uint8 a block. The signed code "minus zero" is never written and decodes to 0.
+    The W bytes are split into aligned parts of 4, 2 and 1 bytes, low bytes first, each with a plane of its own: value
+    of a group's code32, code16 and code8. Every width then loads and stores aligned. Last comes the plane ``exponent``,
+    one uint8 a block::
+
+        W             2       3           4       5          6           7                8
+        code32                            int32   int32      int32       int32            2 x int32
+        code16        int16   int16                          int16       int16
+        code8                 uint8               uint8                  uint8
+
+    The signed code "minus zero" is never written, and decodes to 0.
 
     Raises:
         FormatError: no format has these fields; the message lists the legal ones.
@@ -124,7 +132,7 @@ class BFPFormat:
         return self.width + 8 / self.block
 
     def n_blocks(self, numel: int) -> int:
-        """Blocks that hold ``numel`` values. Symbolic integers (torch.SymInt, sympy) give symbolic results, here and below."""
+        """Blocks that hold ``numel`` values. Of a symbolic integer (torch.SymInt, sympy) it is symbolic, here and below."""
         return (numel + self.block - 1) // self.block
 
     def planes(self, numel: int) -> tuple[Plane, ...]:
@@ -144,15 +152,15 @@ class BFPFormat:
         return self.n_blocks(numel) * (self.block // GROUP * self.width + 1)
 
     def exponent_min(self, dtype: str) -> int:
-        """Least shared exponent (biased by 127) for values of torch dtype ``dtype`` ("float32", "bfloat16", "float16")."""
+        """Least shared exponent (biased by 127) for values of the torch dtype of that name, one of ``DTYPES``."""
         return 103 + self.width if self.unsigned and dtype == "float16" else EXPONENT_MIN
 
     def error_bound(self, dtype: str = "float32") -> float:
-        """The largest ``|x - decoded x|``, relative to the block's largest magnitude or 2^-103, whichever is greater.
+        """The most that ``|x - decoded x|`` can be, over the block's largest magnitude or 2^-103, whichever is greater.
 
-        ``dtype`` is the torch dtype compressed from and decompressed to. Signed: 2^-M, half a step where the largest value
-        is just 2^(M-1) steps, and equally the clipped top of the range. ``+unsigned``: 1.5 * 2^-M, the clipped top. For
-        float16 with ``+unsigned`` the other magnitude is 2^(W-24), not 2^-103.
+        ``dtype`` is the torch dtype compressed from and decompressed to. Signed: 2^-M, half a step where the largest
+        value is 2^(M-1) steps, and equally the clipped top of the range. ``+unsigned``: 1.5 * 2^-M, the clipped top;
+        for float16 it is 2^(W-24) that takes the place of 2^-103.
         """
         rounding = 2.0**-8 if dtype == "bfloat16" and self.magnitude_bits == 8 else 0.0
         return (1.5 if self.unsigned else 1.0) * 2.0**-self.magnitude_bits + rounding

@@ -6,6 +6,9 @@ values travel as pairs in an int32 ``w``: bfloat16's even value is ``w << 16`` a
 be. Offsets are marked as not contiguous where a wider access would move the data through shared memory first.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# (Triton knows no Python types)
+
 import triton
 import triton.language as tl
 
@@ -16,7 +19,7 @@ _INT16 = tl.constexpr(tl.pointer_type(tl.int16))
 
 
 @triton.jit
-def compress_kernel(  # type: ignore[no-untyped-def]
+def compress_kernel(
     x_ptr,
     code32_ptr,
     code16_ptr,
@@ -57,7 +60,7 @@ def compress_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def decompress_kernel(  # type: ignore[no-untyped-def]
+def decompress_kernel(
     code32_ptr,
     code16_ptr,
     code8_ptr,
@@ -97,7 +100,7 @@ def decompress_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _compress_tile(  # type: ignore[no-untyped-def]
+def _compress_tile(
     x_ptr,
     code32_ptr,
     code16_ptr,
@@ -129,7 +132,7 @@ def _compress_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _decompress_tile(  # type: ignore[no-untyped-def]
+def _decompress_tile(
     code32_ptr,
     code16_ptr,
     code8_ptr,
@@ -156,7 +159,7 @@ def _decompress_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load(pointers, keep, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load(pointers, keep, FULL: tl.constexpr):
     if FULL:
         return tl.load(pointers)
     else:
@@ -164,7 +167,7 @@ def _load(pointers, keep, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store(pointers, values, keep, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
+def _store(pointers, values, keep, FULL: tl.constexpr):
     if FULL:
         tl.store(pointers, values)
     else:
@@ -172,7 +175,7 @@ def _store(pointers, values, keep, FULL: tl.constexpr):  # type: ignore[no-untyp
 
 
 @triton.jit
-def _load_values(x_ptr, rest, N: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):  # type: ignore[no-untyped-def]
+def _load_values(x_ptr, rest, N: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):
     """The tile (a, b) of float32 bits, each [N, 4], of the ``rest`` values at x_ptr; zeros beyond."""
     if DTYPE == FLOAT32:
         index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
@@ -193,13 +196,13 @@ def _load_values(x_ptr, rest, N: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.con
 
 
 @triton.jit
-def _half_bits(word):  # type: ignore[no-untyped-def]
+def _half_bits(word):
     """Float32 bits of the float16 in the low half of a word."""
     return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _store_values(  # type: ignore[no-untyped-def]
+def _store_values(
     y_ptr, a, b, exponent, rest, N: tl.constexpr, DTYPE: tl.constexpr, INEXACT: tl.constexpr, FULL: tl.constexpr
 ):
     """Write the tile of floats (a, b) as the ``rest`` values at y_ptr. INEXACT: bfloat16 has to round."""
@@ -227,16 +230,14 @@ def _store_values(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _rounded_bits(value):  # type: ignore[no-untyped-def]
+def _rounded_bits(value):
     """Float32 bits whose upper half is the nearest bfloat16, ties to even."""
     bits = value.to(tl.uint32, bitcast=True)
     return bits + 0x7FFF + ((bits >> 16) & 1)
 
 
 @triton.jit
-def _store_codes(  # type: ignore[no-untyped-def]
-    low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, WIDTH: tl.constexpr, FULL: tl.constexpr
-):
+def _store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, WIDTH: tl.constexpr, FULL: tl.constexpr):
     """Deal the words of each group to the planes of 4, 2 and 1 bytes, low bits first."""
     if WIDTH == 8:
         words = tl.join(low, high).to(tl.int32, bitcast=True)
@@ -258,9 +259,7 @@ def _store_codes(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load_codes(  # type: ignore[no-untyped-def]
-    code32_ptr, code16_ptr, code8_ptr, group, keep, WIDTH: tl.constexpr, FULL: tl.constexpr
-):
+def _load_codes(code32_ptr, code16_ptr, code8_ptr, group, keep, WIDTH: tl.constexpr, FULL: tl.constexpr):
     """The words of each group; what lies above the fields of ``low`` is not cleared."""
     if WIDTH == 8:
         both = group.expand_dims(1) * 2 + tl.arange(0, 2).expand_dims(0)

@@ -4,9 +4,12 @@ CUDA and HIP tensors go to the Triton kernels, CPU tensors to ``cpu``; fake tens
 Importing this module registers the operators. Neither is differentiable, and both leave their inputs alone.
 
 ``order`` is a permutation of the dimensions: values are stored in the row-major order of ``x.permute(order)``, and the
-decompressed tensor's memory runs in that order. With the order in which the memory of a dense ``x`` runs (a transposed or
-channels-last tensor, say) nothing is copied; with any other order the result is the same and a copy is made.
+decompressed tensor's memory runs in that order. With the order in which the memory of a dense ``x`` runs (transposed or
+channels-last, say) nothing is copied; any other order is as right, by way of a copy.
 """
+
+# mypy: disable-error-code="no-untyped-call"
+# (torch.library has no types)
 
 import math
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ _LIBRARY.define(
 
 
 def compress(x: Tensor, format: str | BFPFormat) -> tuple[Tensor, ...]:
-    """Store ``x`` (any shape; float32, bfloat16 or float16) in ``format``: its planes, one-dimensional, in row-major order.
+    """Store ``x`` (any shape; float32, bfloat16 or float16) in ``format``, row-major: its planes, one-dimensional.
 
     Raises:
         FormatError: ``format`` names no format.
@@ -125,7 +128,7 @@ def _checked_planes(planes: Sequence[Tensor], fmt: BFPFormat, shape: Sequence[in
 
 
 def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
-    return x.permute(order).reshape(-1)
+    return x.permute(list(order)).reshape(-1)
 
 
 def _shaped(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """The definition of every format in plain torch: the truth that all other implementations equal, bit for bit.
 
 Written to be read beside the docstring of ``BFPFormat``; works on any device with eager operators.
-Source of the storage scheme: US20200210839A1 (a shared exponent and narrow mantissas for activations kept for backward).
+Storage scheme: US20200210839A1 (a shared exponent and narrow mantissas for activations kept for backward).
 """
 
 import torch
@@ -52,13 +52,13 @@ def _blocks(values: Tensor, block: int) -> Tensor:
 
 
 def _shared_exponents(values: Tensor, least: int) -> Tensor:
-    """Biased exponent of each block's largest magnitude, at least ``least``; 255 if the block holds a NaN or an infinity."""
+    """Biased exponent of each block's largest magnitude, at least ``least``; 255 if a NaN or an infinity is in it."""
     largest = values.abs().amax(dim=1)  # a NaN wins
     return (largest.view(torch.int32) >> 23).clamp(min=least)
 
 
 def _scaled(values: Tensor, exponents: Tensor, magnitude_bits: int) -> Tensor:
-    """``values / step``, exactly. In two factors: 1/step alone is too small for a normal float where E = 254 and M = 1."""
+    """``values / step``, exactly. In two factors: 1/step alone is no normal float where E = 254 and M = 1."""
     twice_reciprocal = ((255 - exponents + magnitude_bits - 1) << 23).view(torch.float32)
     return values * 0.5 * twice_reciprocal.unsqueeze(1)
 
@@ -90,11 +90,11 @@ def _decode_unsigned(codes: Tensor, magnitude_bits: int) -> Tensor:
 
 
 def _pack(codes: Tensor, fmt: BFPFormat) -> list[Tensor]:
-    """Codes [n_blocks, block] -> the planes of codes: each group's bits in one int64, its low W bytes dealt to the planes."""
+    """Codes [n_blocks, block] -> planes of codes: each group's bits in one int64, its low W bytes dealt to the planes."""
     shifts = torch.arange(GROUP, device=codes.device) * fmt.width
     words = (codes.view(-1, GROUP).long() << shifts).sum(dim=1)
     group_bytes = words.view(torch.uint8).view(-1, 8)[:, : fmt.width]
-    parts = group_bytes.split([plane.n_bytes for plane in fmt.group_planes], dim=1)
+    parts = group_bytes.split([plane.n_bytes for plane in fmt.group_planes], dim=1)  # type: ignore[no-untyped-call]
     return [
         part.flatten().clone().view(getattr(torch, plane.dtype))
         for part, plane in zip(parts, fmt.group_planes, strict=True)

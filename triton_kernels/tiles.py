@@ -18,6 +18,9 @@ Every step is exact or rounds once, as in ``reference``, whether or not the comp
 Storage scheme: US20200210839A1.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# (Triton knows no Python types)
+
 import triton
 import triton.language as tl
 
@@ -38,7 +41,7 @@ def _each_field(value: int, width: int) -> int:
 
 
 @triton.jit
-def block_exponent(a, b, BLOCKS: tl.constexpr, EXPONENT_MIN: tl.constexpr):  # type: ignore[no-untyped-def]
+def block_exponent(a, b, BLOCKS: tl.constexpr, EXPONENT_MIN: tl.constexpr):
     """The shared exponents [BLOCKS] (int32) of a tile whose blocks are BLOCKS equal runs of groups."""
     doubled = tl.maximum((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True))
     largest = tl.max(tl.reshape(doubled, [BLOCKS, a.numel // BLOCKS]), axis=1)
@@ -46,28 +49,29 @@ def block_exponent(a, b, BLOCKS: tl.constexpr, EXPONENT_MIN: tl.constexpr):  # t
 
 
 @triton.jit
-def encode(a, b, exponent, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr, PAIRED: tl.constexpr):  # type: ignore[no-untyped-def]
+def encode(a, b, exponent, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr, PAIRED: tl.constexpr):
     """Words (low, high) that hold the codes of a tile, under the shared ``exponent`` [N] of each group's block.
 
     PAIRED: the tile is of a 16-bit dtype. ``high`` repeats ``low`` for widths to 4.
     """
+    EXCESS: tl.constexpr = 0 if UNSIGNED else _each_field(_ROUND_BITS, WIDTH)
     low, high = _pack(_codes(a, exponent, WIDTH, UNSIGNED), _codes(b, exponent, WIDTH, UNSIGNED), WIDTH, PAIRED)
+    low, high = low - EXCESS, high - EXCESS
     finite = exponent.expand_dims(1) != _NAN_EXPONENT
     return _finish(low, finite, WIDTH, UNSIGNED), _finish(high, finite, WIDTH, UNSIGNED)
 
 
 @triton.jit
-def _codes(bits, exponent, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes [N, 4] (uint32) of the floats whose bits are given, too large by _ROUND_BITS (signed: codes plus 2^M)."""
+def _codes(bits, exponent, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):
+    """Codes [N, 4] (uint32) of the floats whose bits are given; signed ones plus 2^M and _ROUND_BITS."""
     if UNSIGNED:
-        bits = tl.maximum(bits, 0)
-        reciprocal = ((254 + WIDTH - 1 - exponent) << 23).to(tl.float32, bitcast=True)
+        reciprocal = ((253 + WIDTH - exponent) << 23).to(tl.float32, bitcast=True)
         cell = tl.fma(bits.to(tl.float32, bitcast=True), reciprocal.expand_dims(1), -0.5) + _ROUND
-        code = cell.to(tl.uint32, bitcast=True) + 1
-        code = tl.minimum(code, bits.to(tl.uint32, bitcast=True) + _ROUND_BITS)
-        return tl.minimum(code, _ROUND_BITS + (1 << WIDTH) - 1)
+        code = cell.to(tl.int32, bitcast=True) + (1 - _ROUND_BITS)
+        code = tl.maximum(tl.minimum(code, bits), 0)  # as integers, the bits of a positive float are more than any code
+        return tl.minimum(code, (1 << WIDTH) - 1).to(tl.uint32, bitcast=True)
     else:
-        # One bit of width has E = 254 with a reciprocal too small for a normal float: all is doubled, and halved as bits.
+        # One bit of magnitude at E = 254 has a reciprocal that is no normal float: all is doubled, and halved as bits.
         DOUBLE: tl.constexpr = 1 if WIDTH == 2 else 0
         reciprocal = ((254 + WIDTH - 2 + DOUBLE - exponent) << 23).to(tl.float32, bitcast=True)
         OFFSET: tl.constexpr = (_ROUND + (1 << (WIDTH - 1))) * (1 + DOUBLE)
@@ -76,10 +80,9 @@ def _codes(bits, exponent, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):  # type
 
 
 @triton.jit
-def _pack(a, b, WIDTH: tl.constexpr, PAIRED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pack(a, b, WIDTH: tl.constexpr, PAIRED: tl.constexpr):
     N: tl.constexpr = a.shape[0]
     four = tl.arange(0, 4).expand_dims(0)
-    EXCESS: tl.constexpr = _each_field(_ROUND_BITS, WIDTH)
     if PAIRED:
         pairs = a + (b << WIDTH)
         if WIDTH <= 4:
@@ -93,11 +96,11 @@ def _pack(a, b, WIDTH: tl.constexpr, PAIRED: tl.constexpr):  # type: ignore[no-u
         high = tl.sum(b << (four * WIDTH), axis=1)
         if WIDTH <= 4:
             low += high << (4 * WIDTH)
-    return low - EXCESS, high - EXCESS
+    return low, high
 
 
 @triton.jit
-def _finish(word, finite, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _finish(word, finite, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):
     """Offset codes to sign and magnitude, in each field; 0 where the block is not finite."""
     if not UNSIGNED:
         SIGNS: tl.constexpr = _each_field(1 << (WIDTH - 1), WIDTH)
@@ -110,9 +113,7 @@ def _finish(word, finite, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):  # type:
 
 
 @triton.jit
-def decode(  # type: ignore[no-untyped-def]
-    low, high, exponent, place_bits, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr, PAIRED: tl.constexpr
-):
+def decode(low, high, exponent, place_bits, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr, PAIRED: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words and the exponents [N] (int32) of each group's block.
 
     ``place_bits`` is 0x4B000000, the bits of 2^23; as a value that the compiler does not know, a field is masked and set
@@ -143,7 +144,7 @@ def decode(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _offset_codes(word, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def _offset_codes(word, WIDTH: tl.constexpr):
     """Sign and magnitude to codes plus 2^M, in each field; minus zero becomes zero."""
     SIGNS: tl.constexpr = _each_field(1 << (WIDTH - 1), WIDTH)
     negative = word & SIGNS
@@ -152,7 +153,7 @@ def _offset_codes(word, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _floats(word, index, step, place_bits, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _floats(word, index, step, place_bits, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; half of a word's fields are read in one place."""
     HALF: tl.constexpr = 4 if WIDTH <= 4 else 2
     UP: tl.constexpr = 1 if UNSIGNED else 0  # room for half a step below the field

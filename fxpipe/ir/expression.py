@@ -78,7 +78,7 @@ def _build(node: ast.expr) -> sympy.Expr:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](_build(left), _build(right))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-            return _call(name, [_build(a) for a in args])
+            return _call(name, args)
     raise PlanError(f"{ast.unparse(node)[:40]!r} may not stand in one")
 
 
@@ -99,10 +99,10 @@ def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
     return base**exponent
 
 
-def _call(name: str, args: list[sympy.Expr]) -> sympy.Expr:
+def _call(name: str, args: list[ast.expr]) -> sympy.Expr:
     if name not in _FUNCTIONS:
         raise PlanError(f"the function {name!r} is not one of {', '.join(sorted(_FUNCTIONS))}")
     count, function = _FUNCTIONS[name]
     if not args or (count is not None and len(args) != count):
         raise PlanError(f"{name} has {len(args)} arguments; expected {count or 'at least 1'}")
-    return function(*args)
+    return function(*map(_build, args))

@@ -1,12 +1,15 @@
 """One stage at work: runs its forward and backward graph for a microbatch and keeps what is saved in between."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fxpipe.errors import RuntimeFailure
+from fxpipe.ir.action import Action, ComputationType as Type
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, StageGraphs
+from fxpipe.simulate import Event
 
 BoxedCall = Callable[[list[Tensor | None]], Sequence[Tensor | None]]
 Compiler = Callable[[HalfGraph], BoxedCall]
@@ -50,18 +53,29 @@ class StageRunner:
     """
 
     def __init__(
-        self, graphs: StageGraphs, model: nn.Module, compiler: str = "none", separate: frozenset[str] = frozenset()
+        self,
+        graphs: StageGraphs,
+        model: nn.Module,
+        constants: Mapping[str, Tensor],
+        compiler: str = "none",
+        separate: frozenset[str] = frozenset(),
     ) -> None:
         self.graphs = graphs
         self.separate = separate
         self.separate_grads: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {
+            **constants,
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         self._forward = COMPILERS[compiler](graphs.forward)
         self._backward = COMPILERS[compiler](graphs.backward)
         self._saved: dict[int, list[Tensor | None]] = {}
+        self.events: list[Event] = []
+        """When each forward and backward ran, in this process's clock; whoever reads them clears them."""
+        self.saved_bytes = 0
+        """What one microbatch holds between forward and backward, each storage once, the model's own tensors excluded."""
+        self.peak_saved_bytes = 0
 
     @torch.no_grad()
     def forward(self, microbatch: int, received: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -69,6 +83,7 @@ class StageRunner:
 
         ``received`` are the values from the stage before, ``inputs`` the program's inputs of this microbatch by name.
         """
+        start = time.perf_counter()
         placed = [*received, *(inputs[name] for name in self.graphs.inputs)]
         values = [placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs]
         del placed
@@ -82,6 +97,8 @@ class StageRunner:
             else:
                 saved.append(value)
         self._saved[microbatch] = saved
+        self._count(saved)
+        self._record(Type.F, microbatch, start)
         return tuple(outputs)
 
     @torch.no_grad()
@@ -90,6 +107,7 @@ class StageRunner:
 
         ``output_grads``: one for each output, ``None`` for an output that needs none.
         """
+        start = time.perf_counter()
         values = self._take_saved(microbatch)
         for binding in self.graphs.backward.inputs:
             if binding.kind == "output":
@@ -105,22 +123,20 @@ class StageRunner:
                     received[int(index)] = value
             else:
                 self._accumulate(binding, value, seen)
+        self._record(Type.B, microbatch, start)
         return tuple(received)
 
-    def drop(self) -> None:
-        """Forgets everything that is saved (after a forward without its backward)."""
-        self._saved.clear()
+    def _record(self, kind: Type, microbatch: int, start: float) -> None:
+        action = Action(self.graphs.index, kind, microbatch)
+        self.events.append(Event(action, self.graphs.index, start, time.perf_counter()))
 
-    @property
-    def n_in_flight(self) -> int:
-        """Microbatches whose saved values are held now."""
-        return len(self._saved)
-
-    def saved_bytes(self, microbatch: int) -> int:
-        """Bytes held for this microbatch, each storage once, the model's own tensors excluded."""
-        own = {t.untyped_storage().data_ptr() for t in self._tensors.values()}
-        storages = {v.untyped_storage().data_ptr(): v.untyped_storage().nbytes() for v in self._saved[microbatch] if v is not None}
-        return sum(n for p, n in storages.items() if p not in own)
+    def _count(self, saved: Sequence[Tensor | None]) -> None:
+        if not self.saved_bytes:
+            own = {t.untyped_storage().data_ptr() for t in self._tensors.values()}
+            storages = (v.untyped_storage() for v in saved if v is not None)
+            sizes = {x.data_ptr(): x.nbytes() for x in storages if x.data_ptr() not in own}
+            self.saved_bytes = sum(sizes.values())
+        self.peak_saved_bytes = max(self.peak_saved_bytes, len(self._saved) * self.saved_bytes)
 
     def _take_saved(self, microbatch: int) -> list[Tensor | None]:
         if microbatch not in self._saved:

@@ -204,17 +204,17 @@ def test_nothing_is_kept_without_grad():
                 y = self.linear(x).tanh()
             return y * self.linear(x)
 
-    program = trace(Frozen(), (torch.zeros(2, 4),))
+    x = torch.zeros(2, 4)
+    program = trace(Frozen(), (x,))
     table = modelled_costs(program.graph_module, H100)
-    assert sum(n.saved_bytes for n in table.nodes) == kept_bytes(
-        lambda: program.graph_module(torch.zeros(2, 4)), program
-    )
+    kept = 2 * 4 * 4  # the product keeps what was made without grad, as the factor of what was not; tanh keeps nothing
+    assert sum(n.saved_bytes for n in table.nodes) == kept == kept_bytes(lambda: program.graph_module(x), program, x)
     assert torch.is_grad_enabled()
 
 
 def test_an_operator_without_derivative_has_no_backward():
-    table = costs(Function(lambda x: torch.ops.aten.nextafter(x, x + 1)), leaf(4))
-    assert only(table, "aten.nextafter.default").backward_seconds == 0.0
+    table = costs(Function(lambda x: torch.igamma(x, torch.ones(4))), leaf(4))
+    assert only(table, "aten.igamma.default").backward_seconds == 0.0
 
 
 def kept_bytes(run, program, *inputs):
@@ -233,16 +233,21 @@ def kept_bytes(run, program, *inputs):
     return sum(t.untyped_storage().nbytes() for s, t in kept.items() if s not in came)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "unet", "tied", "multi", "gpt", "bert"])
-def test_saved_bytes_are_those_of_eager(name):
-    model, args, kwargs = build(name)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("mlp", {}), ("cnn", {}), ("unet", {}), ("tied", {}), ("multi", {}), ("bert", {}), ("gpt", {"dropout": 0.1})],
+)
+def test_saved_bytes_are_those_of_eager(name, options):
+    model, args, kwargs = build(name, **options)
     program = trace(model, args, kwargs)
     inputs = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     table = modelled_costs(program.graph_module, H100)
     assert sum(n.saved_bytes for n in table.nodes) == kept_bytes(lambda: model(*args, **kwargs), program, *inputs)
 
 
-@pytest.mark.parametrize("name", ["llama", "vit", "t5"])  # eager runs other operators than export where masks are made
+@pytest.mark.parametrize(
+    "name", ["gpt", "llama", "vit", "t5"]
+)  # export passes attention a mask where eager passes none
 def test_saved_bytes_are_those_of_the_graph(name):
     model, args, kwargs = build(name)
     program = trace(model, args, kwargs)
@@ -339,8 +344,13 @@ def test_a_graph_without_shapes_is_refused():
 
 
 def test_a_node_of_another_kind_is_refused():
-    with pytest.raises(VerifyError, match="is a call_module of 0; expected call_function nodes only"):
-        modelled_costs(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)), {"input": None}), H100)
+    program = trace(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    with program.graph.inserting_before(program.graph.output_node()):
+        program.graph.create_node("call_module", "linear")
+    with pytest.raises(
+        VerifyError, match="node linear_1 is a call_module of linear; expected call_function nodes only"
+    ):
+        modelled_costs(program.graph_module, H100)
 
 
 def test_an_operator_that_fails_on_fakes_is_named():

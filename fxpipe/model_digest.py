@@ -1,0 +1,42 @@
+"""A digest of a model: whether a plan still fits it."""
+
+import hashlib
+import inspect
+
+from torch import nn
+
+
+def model_digest(model: nn.Module) -> dict[str, str]:
+    """Digests of what a plan depends on, by aspect: so that a difference can be named.
+
+    ``structure``: the module tree with each module's settings and mode. ``parameters``, ``buffers``: name, shape, dtype, and
+    which names share one tensor. ``code``: the source of every module class that has source.
+    """
+    return {
+        "structure": _hash(f"{name} {type(m).__qualname__} {m.extra_repr()} {m.training}" for name, m in model.named_modules()),
+        "parameters": _tensors(model.named_parameters(remove_duplicate=False)),
+        "buffers": _tensors(model.named_buffers(remove_duplicate=False)),
+        "code": _hash(sorted({_source(type(m)) for m in model.modules()})),
+    }
+
+
+def _tensors(named: object) -> str:
+    first: dict[int, str] = {}
+    return _hash(
+        f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad} {first.setdefault(id(t), name)}"
+        for name, t in named  # type: ignore[attr-defined]
+    )
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return kind.__qualname__
+
+
+def _hash(lines: object) -> str:
+    digest = hashlib.sha256()
+    for line in lines:  # type: ignore[attr-defined]
+        digest.update(line.encode() + b"\0")
+    return digest.hexdigest()[:16]

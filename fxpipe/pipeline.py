@@ -1,0 +1,117 @@
+"""Options, and the whole default pipeline on one screen. The only file that names the passes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fxpipe.errors import OptionError, unknown
+from fxpipe.ir.cost import CostTable
+from fxpipe.pass_base import Pass
+from fxpipe.pass_manager import Observer, Pipeline
+from fxpipe.passes.annotate import AnnotateCosts
+from fxpipe.passes.canonicalize import Canonicalize
+from fxpipe.passes.compress import ChooseSavePoints, CompressSavePoints
+from fxpipe.passes.keep_loss import KeepLoss
+from fxpipe.passes.lower import LowerStages
+from fxpipe.passes.partition import PartitionStages
+from fxpipe.passes.schedule import ScheduleStages
+from fxpipe.passes.split import SplitStages
+from fxpipe.passes.use_costs import UseCosts
+from fxpipe.save_points import MIN_BYTES
+from fxpipe.units import parse_bytes, parse_bytes_per_second
+
+PASSES: dict[str, type[Pass]] = {
+    p.name: p
+    for p in (
+        KeepLoss,
+        Canonicalize,
+        AnnotateCosts,
+        UseCosts,
+        PartitionStages,
+        SplitStages,
+        ScheduleStages,
+        LowerStages,
+        ChooseSavePoints,
+        CompressSavePoints,
+    )
+}
+CHOICES = {
+    "stage_compiler": ("none", "inductor"),
+    "loss_reduction": ("mean", "sum"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to build. Every field has a default; an unknown name or value raises OptionError listing the known ones.
+
+    n_ranks: processes, one stage each. n_microbatches: parts of a batch that flow through the pipeline.
+    schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are;
+    min_bytes: smaller values are kept. partitioner: what forward saves, ``min-cut`` or ``default``.
+    objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
+    bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
+    stage_compiler: ``none`` runs the graphs as they are, bitwise like eager; ``inductor`` compiles them.
+    loss_reduction: how the model's loss combines its batch, ``mean`` or ``sum``, so that microbatches add up to the same.
+    timeout_seconds: how long a rank waits for another.
+    """
+
+    n_ranks: int = 1
+    n_microbatches: int = 1
+    schedule: str = "1f1b"
+    format: str | None = None
+    min_bytes: int = MIN_BYTES
+    partitioner: str = "min-cut"
+    objective: str = "time"
+    device: str = "cpu"
+    bandwidth: str = "10GB/s"
+    memory: str | None = None
+    stage_compiler: str = "none"
+    loss_reduction: str = "mean"
+    timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("n_ranks", "n_microbatches"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} is {value!r}; expected an integer of at least 1")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise OptionError(unknown(name, getattr(self, name), known))
+        if not self.timeout_seconds > 0:
+            raise OptionError(f"timeout_seconds is {self.timeout_seconds}; expected more than 0")
+        default_pipeline(self)  # every pass checks its own options
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> "Options":
+        """Options from a dict such as ``torch.compile``'s; raises OptionError for a name that is not one."""
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise OptionError(unknown("option", name, known))
+        return cls(**options)
+
+
+def default_pipeline(
+    options: Options, costs: CostTable | None = None, observers: tuple[Observer, ...] = ()
+) -> Pipeline:
+    """The passes from a traced program to one that runs. ``costs`` replaces the modelled ones (a measured profile)."""
+    return Pipeline(
+        (
+            KeepLoss(),
+            Canonicalize(),
+            AnnotateCosts(device=options.device) if costs is None else UseCosts(costs=costs),
+            PartitionStages(
+                n_stages=options.n_ranks,
+                objective=options.objective,
+                bandwidth_bytes_per_second=parse_bytes_per_second(options.bandwidth),
+                memory_bytes=None if options.memory is None else parse_bytes(options.memory),
+                n_microbatches=options.n_microbatches,
+            ),
+            SplitStages(),
+            ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),
+            LowerStages(partitioner=options.partitioner),
+            ChooseSavePoints(format=options.format, min_bytes=options.min_bytes),
+            CompressSavePoints(),
+        ),
+        observers,
+    )

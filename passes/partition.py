@@ -1,0 +1,208 @@
+"""partition-stages: decides where the program is cut into pipeline stages."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.fx as fx
+import torch.nn as nn
+
+from fxpipe.chain import TICKS_PER_SECOND, Chain, Cut, Limits
+from fxpipe.cut_rules import CutRules, cut_rules
+from fxpipe.cut_search import CutSearch
+from fxpipe.errors import OptionError, PartitionError, unknown
+from fxpipe.ir.cost import CostTable
+from fxpipe.ir.partition import Partition, StagePlan, TiedParameter
+from fxpipe.ir.program import Program
+from fxpipe.pass_base import Pass
+from fxpipe.storages import attribute_of
+from fxpipe.units import format_bytes
+
+OBJECTIVES = ("time",)
+FAMILY = "contiguous cuts of the program order"
+MOST_TRIED = 128  # stages, where their number is left open
+
+
+@dataclass(frozen=True)
+class PartitionStages(Pass):
+    """Cuts the program order into ``n_stages`` consecutive stages so that the slowest stage or link is as fast as can be.
+
+    The problem of US12056604B2 and PipeDream (SOSP 2019) with one worker for each stage: a stage takes the longest of its
+    forward and backward seconds and its two links; a link carries, each once, the values made before the cut and read after
+    it, and the gradients of the differentiable ones back, at ``bandwidth_bytes_per_second``. Values that skip stages are
+    relayed. Cheap values that depend only on inputs are computed again in the stage that reads them (``fxpipe.recompute``).
+
+    ``memory_bytes`` limits every stage, ``None`` none: parameters and their gradients, buffers, what the stage sends, the
+    gradients that it receives and sends; and for each microbatch in flight, of which stage s holds
+    min(``n_microbatches``, n_stages - s), what it received and what it saves for backward. Optimizer state and the
+    temporaries of operators are not counted. ``n_stages`` ``None`` takes the fewest stages that fit (1 without a limit).
+
+    Decides only: adds the fact Partition and leaves the graph alone.
+
+    Raises:
+        OptionError: an option has a value that it cannot take.
+        PartitionError: the program has fewer legal cuts, or no cut fits the memory; says what is possible.
+    """
+
+    name: ClassVar[str] = "partition-stages"
+    requires: ClassVar[tuple[type, ...]] = (CostTable,)
+    provides: ClassVar[tuple[type, ...]] = (Partition,)
+
+    n_stages: int | None = None
+    objective: str = "time"
+    bandwidth_bytes_per_second: float = 12.5e9  # 100 Gbit/s
+    memory_bytes: int | None = None
+    n_microbatches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise OptionError(f"{self.name}: {unknown('objective', self.objective, OBJECTIVES)}")
+        for option in ("n_stages", "memory_bytes", "n_microbatches"):
+            value = getattr(self, option)
+            if value is not None and (type(value) is not int or value < 1):
+                raise OptionError(f"{self.name}: {option} is {value!r}; expected a whole number, at least 1, or none")
+        if not self.bandwidth_bytes_per_second > 0:
+            raise OptionError(
+                f"{self.name}: bandwidth_bytes_per_second is {self.bandwidth_bytes_per_second!r}; expected more than 0"
+            )
+
+    def run(self, program: Program) -> Program:
+        rules = cut_rules(program, program.fact(CostTable), self.bandwidth_bytes_per_second)
+        chain = rules.chain()
+        search = CutSearch(chain)
+        cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
+        return program.with_facts(_partition(rules, chain, cut, self.objective))
+
+    def _limits(self, n_stages: int) -> Limits:
+        return Limits(n_stages, self.memory_bytes, self.n_microbatches)
+
+    def _exactly(self, n_stages: int, search: CutSearch) -> Cut:
+        if n_stages > search.most_stages():
+            raise PartitionError(
+                f"{n_stages} stages were asked for, but the program can be cut into {search.most_stages()} at most: "
+                f"ask for no more"
+            )
+        cut = search.best(self._limits(n_stages))
+        return self._refuse(n_stages, search) if cut is None else cut
+
+    def _fewest(self, search: CutSearch) -> Cut:
+        most = min(search.most_stages(), MOST_TRIED)
+        for n_stages in range(1, most + 1):
+            if (cut := search.best(self._limits(n_stages))) is not None:
+                return cut
+        return self._refuse(most, search)
+
+    def _refuse(self, n_stages: int, search: CutSearch) -> Cut:
+        fastest = search.best(Limits(n_stages, None, self.n_microbatches))
+        assert fastest is not None
+        assert self.memory_bytes is not None
+        needs = fastest.memory_bytes
+        worst = needs.index(max(needs))
+        least = search.least_memory_bytes(self._limits(n_stages))
+        raise PartitionError(
+            f"no cut into {n_stages} stages keeps to {format_bytes(self.memory_bytes)} a stage: in the fastest one stage "
+            f"{worst} needs {format_bytes(needs[worst])} ({needs[worst]} bytes), and the least with which a cut exists is "
+            f"{format_bytes(least)} ({least} bytes). Allow more memory, or more stages, or fewer microbatches in flight"
+        )
+
+
+def _partition(rules: CutRules, chain: Chain, cut: Cut, objective: str) -> Partition:
+    spans = list(pairwise(cut.boundaries))
+    names = _tensor_names(rules)
+    stages = tuple(_stage(rules, names, index, a, b, cut.memory_bytes[index]) for index, (a, b) in enumerate(spans))
+    whole = sum(w.forward_ticks + w.backward_ticks for w in rules.work)
+    largest = max(w.forward_ticks + w.backward_ticks for w in rules.work)
+    return Partition(
+        stages=stages,
+        tied=_tied(stages),
+        objective=objective,
+        bottleneck_seconds=cut.bottleneck_ticks / TICKS_PER_SECOND,
+        bottleneck=_bottleneck(chain, cut),
+        lower_bound_seconds=max(largest, whole / len(stages)) / TICKS_PER_SECOND,
+        proved_optimal=FAMILY,
+    )
+
+
+def _bottleneck(chain: Chain, cut: Cut) -> str:
+    if cut.bottleneck_ticks in cut.ticks:
+        return f"stage {cut.ticks.index(cut.bottleneck_ticks)} compute"
+    links = [chain.link_ticks[b] for b in cut.boundaries[1:-1]]
+    slowest = links.index(cut.bottleneck_ticks)
+    return f"link {slowest}-{slowest + 1}"
+
+
+def _tied(stages: tuple[StagePlan, ...]) -> tuple[TiedParameter, ...]:
+    users: dict[str, list[int]] = {}
+    for stage in stages:
+        for name in stage.parameters:
+            users.setdefault(name, []).append(stage.index)
+    return tuple(TiedParameter(name, at[0], tuple(at)) for name, at in users.items() if len(at) > 1)
+
+
+def _tensor_names(rules: CutRules) -> dict[int, str]:
+    """One name for each parameter and buffer, by identity: that under which it is read first."""
+    names: dict[int, str] = {}
+    for reader in (*rules.nodes, rules.program.graph.output_node()):
+        for node in reader.all_input_nodes:
+            if node.op == "get_attr":
+                names.setdefault(id(attribute_of(rules.program.graph_module, node)), str(node.target))
+    return names
+
+
+def _stage(rules: CutRules, names: dict[int, str], index: int, a: int, b: int, memory_bytes: int) -> StagePlan:
+    again = _recomputed(rules, a, b)
+    computed = [*again, *rules.nodes[a:b]]
+    read = list(dict.fromkeys(source for reader in _readers(rules, computed, b) for source in reader.all_input_nodes))
+    parameters, buffers = _tensors(rules, read)
+    work = [rules.work[rules.position[node]] for node in computed]
+    sent = _crossing(rules, b)
+    return StagePlan(
+        index=index,
+        nodes=_names(rules.nodes[a:b]),
+        recomputed=_names(again),
+        received=_names(_crossing(rules, a)),
+        sent=_names(sent),
+        inputs=_names(node for node in rules.program.graph.find_nodes(op="placeholder") if node in read),
+        parameters=tuple(names[key] for key in parameters),
+        buffers=tuple(names[key] for key in buffers),
+        forward_seconds=sum(w.forward_ticks for w in work) / TICKS_PER_SECOND,
+        backward_seconds=sum(w.backward_ticks for w in work) / TICKS_PER_SECOND,
+        parameter_bytes=sum(p.nbytes for p in parameters.values()),
+        saved_bytes=sum(w.saved_bytes for w in work),
+        sent_bytes=sum(rules.work[rules.position[node]].output_bytes for node in sent),
+        memory_bytes=memory_bytes,
+    )
+
+
+def _recomputed(rules: CutRules, a: int, b: int) -> list[fx.Node]:
+    """What stage ``[a, b)`` computes though an earlier stage has computed it too, in program order."""
+    sources = (source for reader in _readers(rules, rules.nodes[a:b], b) for source in reader.all_input_nodes)
+    needed = {node for source in sources for node in rules.closures.get(source, ())}
+    return sorted((n for n in needed if rules.position[n] < a), key=rules.position.__getitem__)
+
+
+def _readers(rules: CutRules, computed: Iterable[fx.Node], b: int) -> Iterator[fx.Node]:
+    yield from computed
+    if b == len(rules.nodes):
+        yield rules.program.graph.output_node()
+
+
+def _crossing(rules: CutRules, b: int) -> list[fx.Node]:
+    if b == len(rules.nodes):
+        return []
+    return [
+        n for n, last in zip(rules.nodes[:b], rules.last_use, strict=False) if last >= b and n not in rules.closures
+    ]
+
+
+def _tensors(rules: CutRules, read: Iterable[fx.Node]) -> tuple[dict[int, nn.Parameter], dict[int, torch.Tensor]]:
+    """The parameters and the other tensors among what is read, by identity, each once."""
+    found = {id(t): t for t in (attribute_of(rules.program.graph_module, n) for n in read if n.op == "get_attr")}
+    parameters = {key: t for key, t in found.items() if isinstance(t, nn.Parameter)}
+    return parameters, {k: t for k, t in found.items() if isinstance(t, torch.Tensor) and k not in parameters}
+
+
+def _names(nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    return tuple(node.name for node in nodes)

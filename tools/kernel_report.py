@@ -1,0 +1,253 @@
+"""What the Triton kernels compile to, without a GPU: instructions, registers, memory accesses, and a model of their speed.
+
+    python tools/kernel_report.py [--target sm_90] [--format bfp4b32] [--all] [--numel 1000001] [--json]
+
+Compiles each kernel ahead of time and counts the machine code. Exits with 1 where a kernel misses its budget on sm_90, or
+spills or uses shared memory on any target. Nothing here is measured: "of peak" is a model (``Device.share_of_peak``).
+Sizes with a last tile that is not full compile a second, masked path, which is counted too and has no budget.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import triton
+from tabulate import tabulate
+from triton.backends.compiler import GPUTarget
+
+from fxpipe.triton_kernels import launch
+from fxpipe.triton_kernels.format import BLOCKS, DTYPES, WIDTHS, BFPFormat
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+FULL = 1 << 20  # a size of full tiles
+ALU = tuple("LOP3 IADD VIADD IMNMX VIMNMX ISETP SEL SHF PRMT FMNMX FSETP FSEL LEA SGXT PLOP3 I2I HADD2 F2FP".split())
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Published rates: multiprocessors, clock, memory; and lanes a clock of each pipe of a multiprocessor."""
+
+    name: str
+    n_multiprocessors: int
+    hertz: float
+    bytes_per_second: float
+    lanes: dict[str, int]
+
+    def busiest(self, pipes: dict[str, float], bytes_per_value: float) -> tuple[str, float]:
+        """The pipe that is busy longest, and how long against the memory traffic, values at a time."""
+        memory = bytes_per_value / self.bytes_per_second
+        rate = self.n_multiprocessors * self.hertz
+        return max(
+            ((pipe, pipes[pipe] / lanes / rate / memory) for pipe, lanes in self.lanes.items()), key=lambda x: x[1]
+        )
+
+    @staticmethod
+    def share_of_peak(compute_over_memory: float) -> float:
+        """A model: 0.92 of the memory's peak can be had, less where compute takes about as long. +-10 points."""
+        return 0.92 / (1 + (0.92 * compute_over_memory) ** 2) ** 0.5
+
+
+def _lanes(fma: int) -> dict[str, int]:
+    return {"issue": 128, "alu": 64, "imad": 64, "fma": fma, "lsu": 32}
+
+
+DEVICES = {
+    "sm_80": Device("A100", 108, 1.41e9, 2.039e12, _lanes(64)),
+    "sm_90": Device("H100", 132, 1.70e9, 3.35e12, _lanes(128)),
+    "sm_100": Device("B200", 148, 1.85e9, 8.0e12, _lanes(128)),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One compiled kernel. Counts are for one value: instructions of a thread over the values that it handles."""
+
+    target: str
+    kind: str
+    format: str
+    dtype: str
+    instructions: float
+    pipes: dict[str, float]
+    registers: int
+    spills: int
+    shared_bytes: int
+    barriers: int
+    accesses: dict[str, int]
+    bytes_per_value: float
+    busiest_pipe: str = ""
+    compute_over_memory: float = 0.0
+    shortfalls: tuple[str, ...] = ()
+
+
+def report(target: str, kind: str, fmt: BFPFormat, dtype: str, numel: int = FULL) -> Report:
+    """Compile one kernel for tensors of ``numel`` values, and count."""
+    compiled = launch.compile_for(TARGETS[target], kind, fmt, dtype, numel)
+    values_per_thread = launch.TILE / (launch.N_WARPS * TARGETS[target].warp_size)
+    count = _count_amd if target.startswith("gfx") else _count_nvidia
+    ops, registers, spills, shared_bytes = count(compiled)
+    pipes = Counter({"issue": len(ops)})
+    for op in ops:
+        pipes[_pipe(op)] += 2 if op in ("FFMA2", "FADD2", "FMUL2") else 1
+    per_value = {pipe: n / values_per_thread for pipe, n in pipes.items()}
+    bytes_per_value = ITEMSIZE[dtype] + fmt.bits_per_value / 8
+    busiest, ratio = "", 0.0
+    if target in DEVICES:
+        per_value = {pipe: per_value.get(pipe, 0.0) for pipe in DEVICES[target].lanes}
+        busiest, ratio = DEVICES[target].busiest(per_value, bytes_per_value)
+    made = Report(
+        target=target,
+        kind=kind,
+        format=str(fmt),
+        dtype=dtype,
+        instructions=per_value["issue"],
+        pipes=per_value,
+        registers=registers,
+        spills=spills,
+        shared_bytes=shared_bytes,
+        barriers=sum(op.startswith(("BAR", "s_barrier")) for op in ops),
+        accesses=dict(Counter(op for op in ops if re.match(r"(LD|ST)[GSL]|SHFL|(global|flat|scratch|buffer|ds)_", op))),
+        bytes_per_value=bytes_per_value,
+        busiest_pipe=busiest,
+        compute_over_memory=ratio,
+    )
+    return replace(made, shortfalls=tuple(_shortfalls(made, fmt, full=numel % launch.TILE == 0)))
+
+
+def _shortfalls(made: Report, fmt: BFPFormat, full: bool) -> list[str]:
+    """Where a kernel misses its budget: the memory on every target, the width of accesses on NVIDIA's, counts on sm_90."""
+    found = []
+    if made.spills or made.shared_bytes or made.barriers:
+        found.append(f"{made.spills} spills, {made.shared_bytes} bytes shared, {made.barriers} barriers; must be none")
+    if full and made.busiest_pipe:
+        wide = "LDG.E.128" if made.kind == "compress" else "STG.E.128"
+        values = [op for op in made.accesses if op.startswith(wide[:3])]
+        if values != [wide]:
+            found.append(f"values go by {values}, must be {wide}")
+        if made.registers > 40:
+            found.append(f"{made.registers} registers, budget 40")
+    if full and made.target == "sm_90":
+        instructions, ratio = _budget(made, fmt)
+        if made.instructions > instructions:
+            found.append(f"{made.instructions:.2f} instructions, budget {instructions}")
+        if made.compute_over_memory > ratio:
+            found.append(f"compute over memory {made.compute_over_memory:.2f}, budget {ratio}")
+    return found
+
+
+def _budget(made: Report, fmt: BFPFormat) -> tuple[int, float]:
+    """Instructions a value, and compute over memory. Levels half a step off cost an addition, and 9 bits a rounding."""
+    narrow = fmt.width <= 4
+    ratio = 0.60 if fmt.unsigned else 0.55
+    if made.kind == "compress":
+        return 11 if narrow and made.dtype != "float16" or made.dtype == "float32" else 13, ratio
+    inexact = fmt.magnitude_bits == 8 and made.dtype == "bfloat16"
+    return 9 if narrow else 12 if inexact else 11, ratio
+
+
+def _pipe(op: str) -> str:
+    """The pipe of an NVIDIA instruction, as far as that is public. AMD's: vector, scalar or memory."""
+    name = op.split(".")[0]
+    if re.fullmatch("F(FMA|ADD|MUL)2?", name):
+        return "fma"
+    if name.startswith(("LDG", "STG", "LDS", "STS", "SHFL", "LDSM", "STSM", "LDL", "STL")):
+        return "lsu"
+    if name == "IMAD":
+        return "imad"
+    return "alu" if name.startswith(ALU) else "other"
+
+
+def _count_nvidia(compiled: Any) -> tuple[list[str], int, int, int]:
+    """Instructions to the last EXIT, registers a thread, spill instructions, bytes of shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        listing = _run("nvdisasm", "-c", cubin.name)
+        usage = _run("cuobjdump", "-res-usage", cubin.name)
+    ops = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
+    ops = ops[: max(place for place, op in enumerate(ops) if op.startswith("EXIT")) + 1]
+    figures = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    spills = sum(op.startswith(("LDL", "STL")) for op in ops)
+    return ops, figures["REG"], spills, compiled.metadata.shared
+
+
+def _count_amd(compiled: Any) -> tuple[list[str], int, int, int]:
+    listing = compiled.asm["amdgcn"]
+    ops = re.findall(r"^\t([a-z]+_[a-z0-9_]+)\b", listing.split("s_endpgm")[0], re.MULTILINE)
+    figures = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", listing)}
+    spills = figures["sgpr_spill_count"] + figures["vgpr_spill_count"]
+    return ops, figures["vgpr_count"], spills, compiled.metadata.shared
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([NVIDIA_BIN / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def selection(everything: bool) -> list[tuple[BFPFormat, str]]:
+    """Formats and dtypes to report: all, or each width and block once, and each dtype."""
+    if everything:
+        return [(BFPFormat(w, b, u), d) for w in WIDTHS for b in BLOCKS for u in (False, True) for d in DTYPES]
+    chosen = [(BFPFormat(width, 32), "bfloat16") for width in WIDTHS]
+    chosen += [(BFPFormat(width, 32, unsigned=True), "bfloat16") for width in (2, 4, 8)]
+    chosen += [(BFPFormat(4, block), "bfloat16") for block in BLOCKS if block != 32]
+    return chosen + [(BFPFormat(width, 32), dtype) for width in (4, 8) for dtype in ("float32", "float16")]
+
+
+def _row(made: Report) -> list[object]:
+    pipes = model = share = ""
+    if made.busiest_pipe:
+        pipes = " ".join(f"{pipe} {made.pipes[pipe]:.2f}" for pipe in ("alu", "imad", "fma", "lsu"))
+        model = f"{made.compute_over_memory:.2f} {made.busiest_pipe}"
+        share = f"{Device.share_of_peak(made.compute_over_memory):.0%}"
+    accesses = " ".join(f"{n}x{op}" for op, n in made.accesses.items())
+    return [
+        made.kind, made.format, made.dtype, f"{made.instructions:.2f}", pipes, made.registers, made.spills,
+        made.shared_bytes, f"{made.bytes_per_value:.3f}", model, share, accesses, "; ".join(made.shortfalls) or "ok",
+    ]  # fmt: skip
+
+
+HEADERS = [
+    "kernel", "format", "dtype", "inst/value", "of these", "registers", "spills", "shared", "bytes/value",
+    "compute/memory", "of peak", "accesses a thread", "budget",
+]  # fmt: skip
+
+
+def main() -> int:
+    """Compile, print, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
+    parser.add_argument("--format", action="append", help="these formats, in bfloat16, instead of the usual selection")
+    parser.add_argument("--all", action="store_true", help="every width, block, option and dtype")
+    parser.add_argument("--numel", type=int, default=FULL, help="values of the tensor (default: 2^20)")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    chosen = [(BFPFormat.parse(text), "bfloat16") for text in options.format or ()] or selection(options.all)
+    reports = {
+        target: [report(target, kind, fmt, dtype, options.numel) for fmt, dtype in chosen for kind in launch.KERNELS]
+        for target in options.target or TARGETS
+    }
+    if options.json:
+        print(json.dumps([asdict(made) for of_target in reports.values() for made in of_target], indent=1))
+    else:
+        for target, of_target in reports.items():
+            device = f", modelled as {DEVICES[target].name}" if target in DEVICES else ""
+            print(f"\n{target}{device}; counts are for one of {options.numel} values\n")
+            print(tabulate([_row(made) for made in of_target], HEADERS, disable_numparse=True))
+    return int(any(made.shortfalls for of_target in reports.values() for made in of_target))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
