@@ -64,14 +64,19 @@ FLOORS = {
     ],
     8: ["fxpipe/pipeline.py"],
     10: ["fxpipe/runtime/__init__.py", "fxpipe/runtime/stage_runner.py"],
-    11: ["fxpipe/runtime/local.py", "fxpipe/runtime/torch_pp.py", "fxpipe/demos/seed.py", "fxpipe/demos/text.py"],
-    12: ["fxpipe/runtime/pipe.py", "fxpipe/demos/plain.py", "fxpipe/demos/hugging_face.py"],
-    13: ["fxpipe/demos/__init__.py"],
-    14: ["fxpipe/model_source.py"],
-    15: ["fxpipe/commands.py"],
-    16: ["fxpipe/cli.py"],
-    17: ["fxpipe/__main__.py"],
-    20: ["fxpipe/__init__.py"],
+    11: ["fxpipe/runtime/local.py", "fxpipe/runtime/torch_pp.py"],
+    12: ["fxpipe/runtime/pipe.py", "fxpipe/model_digest.py"],
+    13: ["fxpipe/plan.py"],
+    14: ["fxpipe/api.py", "fxpipe/backend.py"],
+    15: ["fxpipe/demos/seed.py", "fxpipe/demos/text.py", "fxpipe/launch.py", "fxpipe/rehearse.py"],
+    16: ["fxpipe/demos/plain.py", "fxpipe/demos/hugging_face.py"],
+    17: ["fxpipe/demos/__init__.py"],
+    18: ["fxpipe/model_source.py"],
+    19: ["fxpipe/worker.py", "fxpipe/demo.py"],
+    20: ["fxpipe/commands.py"],
+    21: ["fxpipe/cli.py"],
+    22: ["fxpipe/__main__.py"],
+    23: ["fxpipe/__init__.py"],
 }
 NO_TORCH = [
     "fxpipe/__init__.py",
@@ -92,6 +97,6 @@ NO_TORCH = [
     "triton_kernels/format.py",
 ]
 NOT_PASSES = ["passes/__init__.py", "passes/schedule_orders.py"]
-NAMES_THE_PASSES = ["fxpipe/pipeline.py"]
+NAMES_THE_PASSES = ["fxpipe/pipeline.py", "fxpipe/backend.py"]  # the backend calls the rewrite inside compress
 
 FLOOR_OF = {file: floor for floor, files in FLOORS.items() for file in files}

@@ -9,6 +9,7 @@ Sizes with a last tile that is not full compile a second, masked path, which is 
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -58,7 +59,7 @@ class Device:
     @staticmethod
     def share_of_peak(compute_over_memory: float) -> float:
         """A model: 0.92 of the memory's peak can be had, less where compute takes about as long. +-10 points."""
-        return 0.92 / (1 + (0.92 * compute_over_memory) ** 2) ** 0.5
+        return 0.92 / math.hypot(1, 0.92 * compute_over_memory)
 
 
 def _lanes(fma: int) -> dict[str, int]:
@@ -93,7 +94,7 @@ class Report:
     shortfalls: tuple[str, ...] = ()
 
 
-def report(target: str, kind: str, fmt: BFPFormat, dtype: str, numel: int = FULL) -> Report:
+def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: int = FULL) -> Report:
     """Compile one kernel for tensors of ``numel`` values, and count."""
     compiled = launch.compile_for(TARGETS[target], kind, fmt, dtype, numel)
     values_per_thread = launch.TILE / (launch.N_WARPS * TARGETS[target].warp_size)
@@ -153,14 +154,14 @@ def _budget(made: Report, fmt: BFPFormat) -> tuple[int, float]:
     narrow = fmt.width <= 4
     ratio = 0.60 if fmt.unsigned else 0.55
     if made.kind == "compress":
-        return 11 if narrow and made.dtype != "float16" or made.dtype == "float32" else 13, ratio
+        return 11 if (narrow and made.dtype != "float16") or made.dtype == "float32" else 13, ratio
     inexact = fmt.magnitude_bits == 8 and made.dtype == "bfloat16"
     return 9 if narrow else 12 if inexact else 11, ratio
 
 
 def _pipe(op: str) -> str:
     """The pipe of an NVIDIA instruction, as far as that is public. AMD's: vector, scalar or memory."""
-    name = op.split(".")[0]
+    name = op.split(".", maxsplit=1)[0]
     if re.fullmatch("F(FMA|ADD|MUL)2?", name):
         return "fma"
     if name.startswith(("LDG", "STG", "LDS", "STS", "SHFL", "LDSM", "STSM", "LDL", "STL")):
@@ -186,7 +187,7 @@ def _count_nvidia(compiled: Any) -> tuple[list[str], int, int, int]:
 
 def _count_amd(compiled: Any) -> tuple[list[str], int, int, int]:
     listing = compiled.asm["amdgcn"]
-    ops = re.findall(r"^\t([a-z]+_[a-z0-9_]+)\b", listing.split("s_endpgm")[0], re.MULTILINE)
+    ops = re.findall(r"^\t([a-z]+_[a-z0-9_]+)\b", listing[: listing.rindex("s_endpgm")], re.MULTILINE)
     figures = {name: int(value) for name, value in re.findall(r"\.(vgpr_count|[sv]gpr_spill_count):\s+(\d+)", listing)}
     spills = figures["sgpr_spill_count"] + figures["vgpr_spill_count"]
     return ops, figures["vgpr_count"], spills, compiled.metadata.shared

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from .format import BFPFormat
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
+from .tiles import BFLOAT16, FLOAT16, FLOAT32
 
 TILE = 4096
 """Values that one program handles: 32 a thread."""
@@ -23,8 +24,9 @@ N_WARPS = 4
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
 
-KERNELS = {"compress": compress_kernel, "decompress": decompress_kernel}
-_DTYPE_CODES = {"float32": 0, "bfloat16": 1, "float16": 2}
+Kind = Literal["compress", "decompress"]
+KERNELS: dict[Kind, Any] = {"compress": compress_kernel, "decompress": decompress_kernel}
+_DTYPE_CODES = {"float32": FLOAT32.value, "bfloat16": BFLOAT16.value, "float16": FLOAT16.value}
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 _PLANE_POINTERS = {"code32_ptr": "*i32", "code16_ptr": "*i16", "code8_ptr": "*u8", "exponent_ptr": "*u8"}
 
@@ -54,9 +56,7 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
     return y
 
 
-def compile_for(
-    target: GPUTarget, kind: Literal["compress", "decompress"], fmt: BFPFormat, dtype: str, numel: int
-) -> Any:
+def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel: int) -> Any:
     """The compiled kernel for ``target``, which need not be present; its ``asm`` has "ptx" and "cubin", or "amdgcn".
 
     ``numel`` decides what the launch of so many values would: whether all tiles are full, and how sizes divide.
@@ -78,7 +78,7 @@ def compile_for(
     return triton.compile(source, target=target, options={"num_warps": N_WARPS})
 
 
-def _constants(kind: str, fmt: BFPFormat, dtype: str, numel: int, tile: int) -> dict[str, Any]:
+def _constants(kind: Kind, fmt: BFPFormat, dtype: str, numel: int, tile: int) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
     constants = {
         "WIDTH": fmt.width,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxpipe.errors import RuntimeFailure
 from fxpipe.ir.action import Action, ComputationType as Type
@@ -28,16 +28,31 @@ def interpreted(half: HalfGraph) -> BoxedCall:
 
 
 def inductor(half: HalfGraph) -> BoxedCall:
-    """The graph compiled by Inductor; results differ from eager by rounding."""
+    """The graph compiled by Inductor; results differ from eager by rounding.
+
+    Inductor gets the computed outputs only; inputs that are returned and absent outputs are put back around it.
+    """
     from torch._inductor import standalone_compile
 
-    examples = [n.meta["val"] for n in half.graph_module.graph.find_nodes(op="placeholder")]
-    compiled = standalone_compile(half.graph_module, examples, dynamic_shapes="from_graph")
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(half.graph_module.graph, mapping)
+    for old, new in mapping.items():
+        new.meta = dict(old.meta)
+    placeholders = half.graph_module.graph.find_nodes(op="placeholder")
+    returned = half.graph_module.graph.output_node().args[0]
+    computed = list(dict.fromkeys(n for n in returned if n is not None and n.op != "placeholder"))
+    graph.output(tuple(mapping[n] for n in computed))
+    examples = [n.meta["val"] for n in placeholders]
+    compiled = standalone_compile(fx.GraphModule(half.graph_module, graph), examples, dynamic_shapes="from_graph")
+    from_input = {n: i for i, n in enumerate(placeholders)}
+    from_result = {n: i for i, n in enumerate(computed)}
 
     def call(values: list[Tensor | None]) -> Sequence[Tensor | None]:
-        result: Sequence[Tensor | None] = compiled(*values)
+        kept = [values[from_input[n]] if n in from_input else None for n in returned]
+        results: Sequence[Tensor] = compiled(*values)
         values.clear()
-        return result
+        return [results[from_result[n]] if n in from_result else k for n, k in zip(returned, kept, strict=True)]
 
     return call
 

@@ -1,0 +1,104 @@
+"""The Triton kernels on CPU tensors, under Triton's interpreter: ``test_interpreted.py`` runs this file by itself.
+
+The interpreter must be asked for before triton is first imported, and would then serve everything in the process.
+"""
+
+import pytest
+import torch
+import triton
+from kernels.inputs import every_class, same
+
+from fxpipe.triton_kernels import BFPFormat, launch, reference
+from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, of NaN and 0 * inf
+
+
+def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: int) -> None:
+    expected = reference.compress(x, fmt)
+    assert all(map(same, launch.compress(x, fmt, tile), expected))
+    assert same(
+        launch.decompress(expected, fmt, x.numel(), decoded, tile),
+        reference.decompress(expected, fmt, x.numel(), decoded),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_format_on_every_class(width, block, unsigned, dtype):
+    assert_equal(BFPFormat(width, block, unsigned), every_class(1021, dtype), dtype, tile=16384)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_full_tiles(width, unsigned, dtype):
+    x = every_class(1024, dtype, seed=1)[:8192]
+    assert_equal(BFPFormat(width, 32, unsigned), x, dtype, tile=8192)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 4095, 4096, 4097, 8191, 8192, 3 * 4096 + 33])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_tile_that_runs_on_a_device_at_ragged_sizes(dtype, n):
+    assert_equal(BFPFormat.parse("bfp5b64"), every_class(1300, dtype, seed=n)[:n], dtype, launch.TILE)
+
+
+@pytest.mark.parametrize("decoded", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", ["bfp4b32", "bfp8b32+unsigned"])
+def test_a_dtype_other_than_the_compressed_one(fmt, decoded):
+    x = every_class(200, torch.float32)
+    fmt = BFPFormat.parse(fmt)
+    expected = reference.compress(x, fmt)
+    y = launch.decompress(expected, fmt, x.numel(), decoded)
+    assert same(y, reference.decompress(expected, fmt, x.numel(), decoded))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", ["bfp2b16", "bfp3b8+unsigned", "bfp5b32", "bfp6b128", "bfp7b8", "bfp8b16"])
+@pytest.mark.parametrize("n", [1, 31, 100, 4096, 4099])
+def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
+    fmt, guard = BFPFormat.parse(fmt), 64
+    x = within(torch.randn(n).to(dtype), guard, torch.nan)  # reading beyond would make a block NaN
+    expected = reference.compress(x, fmt)
+    planes = [within(torch.zeros_like(plane), guard, 85) for plane in expected]
+    grid = (triton.cdiv(n, launch.TILE),)
+    constants = launch._constants("compress", fmt, reference.dtype_name(dtype, fmt), n, launch.TILE)
+    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt), n, **constants)
+    assert all(map(same, planes, expected))
+    assert all(guarded(plane, guard, 85) for plane in planes)
+
+    y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
+    constants = launch._constants("decompress", fmt, reference.dtype_name(dtype, fmt), n, launch.TILE)
+    launch.decompress_kernel[grid](*launch._arguments(planes, fmt), y, n, launch.PLACE_BITS, **constants)
+    assert same(y, reference.decompress(expected, fmt, n, dtype))
+    assert guarded(y, guard, 85.0)
+
+
+def within(x: torch.Tensor, guard: int, filling: float) -> torch.Tensor:
+    """``x`` in the middle of a larger buffer."""
+    buffer = x.new_full((x.numel() + 2 * guard,), filling)
+    buffer[guard:-guard] = x
+    return buffer[guard:-guard]
+
+
+def guarded(x: torch.Tensor, guard: int, filling: float) -> bool:
+    buffer = x.as_strided((x.numel() + 2 * guard,), (1,), 0)
+    return bool((buffer[:guard] == filling).all() and (buffer[-guard:] == filling).all())
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_that_starts_anywhere_in_its_storage(dtype, offset):
+    x = torch.randn(300).to(dtype)[offset:]
+    fmt = BFPFormat.parse("bfp4b32")
+    assert all(map(same, launch.compress(x, fmt), reference.compress(x, fmt)))
+
+
+def test_empty():
+    fmt = BFPFormat.parse("bfp7b32")
+    planes = launch.compress(torch.empty(0), fmt)
+    assert [plane.numel() for plane in planes] == [0, 0, 0, 0]
+    assert launch.decompress(planes, fmt, 0, torch.float32).shape == (0,)

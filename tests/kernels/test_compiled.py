@@ -1,0 +1,55 @@
+"""The Triton kernels compile for each target, within their budgets, without a device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
+SOME = ["bfp2b32", "bfp4b32+unsigned", "bfp7b8", "bfp8b128"]
+
+
+def report(*arguments: str) -> list[dict[str, object]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TOOL), "--json", *arguments]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert ran.stdout, ran.stderr
+    reports = json.loads(ran.stdout)
+    assert (ran.returncode == 0) == all(not made["shortfalls"] for made in reports)
+    return reports
+
+
+def shortfalls(reports: list[dict[str, object]]) -> list[object]:
+    return [
+        (made["target"], made["kind"], made["format"], made["dtype"], why)
+        for made in reports
+        for why in made["shortfalls"]
+    ]
+
+
+def formats(names: list[str]) -> list[str]:
+    return [argument for name in names for argument in ("--format", name)]
+
+
+def test_sm_90_every_width_block_and_dtype():
+    reports = report("--target", "sm_90")
+    assert len(reports) == 36
+    assert shortfalls(reports) == []
+    assert all(made["registers"] <= 40 and made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
+def test_other_targets(target):
+    reports = report("--target", target, *formats(SOME))
+    assert len(reports) == 2 * len(SOME)
+    assert shortfalls(reports) == []
+    assert all(0 < made["registers"] <= 40 for made in reports)
+
+
+def test_the_path_for_a_last_tile_that_is_not_full():
+    reports = report("--target", "sm_90", "--target", "gfx942", "--numel", "1000001", *formats(["bfp3b16", "bfp8b32"]))
+    assert shortfalls(reports) == []
+    assert all(made["registers"] <= 64 for made in reports)
