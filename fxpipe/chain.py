@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 from fxpipe.errors import VerifyError
 
@@ -56,6 +57,11 @@ class Limits:
     n_stages: int
     memory_bytes: int | None = None
     n_microbatches: int | None = None
+
+    @property
+    def memory(self) -> float:
+        """The memory limit as a number that can be compared: infinite where there is none."""
+        return inf if self.memory_bytes is None else self.memory_bytes
 
     def in_flight(self, stage: int) -> int:
         """How many microbatches' activations stage ``stage`` holds at most, under 1F1B."""

@@ -174,12 +174,12 @@ class CutRules:
     def _after_loss(self) -> Iterator[Span]:
         index = self.program.signature.loss_index
         loss = None if index is None else flat_outputs(self.program.graph)[index]
-        if loss in self.position:
+        if isinstance(loss, fx.Node) and loss in self.position:
             yield self.position[loss], len(self.nodes)
 
     def _without_grad(self) -> Iterator[Span]:
         switches = [i for i, node in enumerate(self.nodes) if node.target is _GRAD_SWITCH]
-        for i, after in zip(switches, [*switches[1:], len(self.nodes)], strict=True):
+        for i, after in zip(switches, [*switches[1:], len(self.nodes)], strict=False):
             if not self.nodes[i].args[0]:
                 yield i, after
 
@@ -191,7 +191,7 @@ def cut_rules(program: Program, costs: CostTable, bandwidth_bytes_per_second: fl
         VerifyError: ``costs`` has no row for a node, or the graph cannot be walked.
         PartitionError: the program computes nothing, or a cost is not a number at the example's sizes.
     """
-    nodes = tuple(program.graph.find_nodes(op="call_function"))
+    nodes = tuple(n for n in program.graph.nodes if n.op == "call_function")
     if not nodes:
         raise PartitionError("the program computes nothing, so there is nothing to cut")
     work = {node: _work(node, costs, program.signature.sizes) for node in nodes}

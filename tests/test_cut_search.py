@@ -64,7 +64,7 @@ def chains(draw):
     return Chain(numbers(n), numbers(n), items, legal, at_cuts(), at_cuts(), at_cuts())
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(chains(), st.integers(1, 5), st.none() | st.integers(0, 90), st.none() | st.integers(1, 4))
 def test_finds_the_best_cut_or_none_exists(chain, n_stages, memory_bytes, n_microbatches):
     limits = Limits(n_stages, memory_bytes, n_microbatches)

@@ -1,9 +1,9 @@
-"""What the Triton kernels compile to, without a GPU: instructions, registers, memory accesses, and a model of their speed.
+"""What the Triton kernels compile to, without a GPU: instructions, registers, accesses, and a model of their speed.
 
     python tools/kernel_report.py [--target sm_90] [--format bfp4b32] [--all] [--numel 1000001] [--json]
 
-Compiles each kernel ahead of time and counts the machine code. Exits with 1 where a kernel misses its budget on sm_90, or
-spills or uses shared memory on any target. Nothing here is measured: "of peak" is a model (``Device.share_of_peak``).
+Compiles each kernel ahead of time and counts the machine code. Exits with 1 where a kernel misses its budget on sm_90,
+or spills or uses shared memory on any target. Nothing is measured: "of peak" is a model (``Device.share_of_peak``).
 Sizes with a last tile that is not full compile a second, masked path, which is counted too and has no budget.
 """
 
@@ -129,7 +129,7 @@ def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: in
 
 
 def _shortfalls(made: Report, fmt: BFPFormat, full: bool) -> list[str]:
-    """Where a kernel misses its budget: the memory on every target, the width of accesses on NVIDIA's, counts on sm_90."""
+    """Where a kernel misses its budget: memory on every target, the width of accesses on NVIDIA's, counts on sm_90."""
     found = []
     if made.spills or made.shared_bytes or made.barriers:
         found.append(f"{made.spills} spills, {made.shared_bytes} bytes shared, {made.barriers} barriers; must be none")

@@ -1,8 +1,8 @@
 """The path for CPU tensors in eager operators, equal to ``reference`` bit for bit and several times as fast.
 
-Values pass in chunks that stay in cache. Scaling, rounding and offset are a multiplication and an addition that leave the
-code in a float's low bits; from there on eight codes are handled at a time, one a byte of an int64. A kernel compiled on
-first use belongs here, in front of these two functions.
+Values pass in chunks that stay in cache. Scaling, rounding and offset are a multiplication and an addition that leave
+the code in a float's low bits; from there on eight codes are handled at a time, one a byte of an int64. A kernel that
+is compiled on first use belongs here, in front of these two functions.
 """
 
 from collections.abc import Sequence

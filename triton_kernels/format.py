@@ -22,7 +22,7 @@ EXPONENT_MIN = 24
 EXPONENT_NAN = 255
 """Shared exponent of a block that held a NaN or an infinity."""
 
-_NAME = re.compile(r"bfp(\d+)b(\d+)((?:\+[^+]*)*)", re.ASCII)
+_NAME = re.compile(r"bfp(0|[1-9]\d{0,3})b(0|[1-9]\d{0,3})((?:\+[^+]*)*)", re.ASCII)
 
 
 class FormatError(ValueError):
@@ -67,13 +67,13 @@ class BFPFormat:
     With ``+unsigned`` decoded values are zero exactly where the stored ones were, so the mask that a ReLU's backward
     takes from its output survives. Signed zeros lose their sign in both.
 
-    Blocks whose largest value is below 2^-103, denormals among them, have the step of E = 24. float16 with ``+unsigned``
-    has E at least 103 + W, so that half a step is a float16. Decoding computes in float32 and rounds once to the dtype
-    asked for, to nearest even; unless that dtype is narrower than the one compressed, all decoded values are exact in it
-    but those of ``bfp8+unsigned`` in bfloat16.
+    Blocks whose largest value is below 2^-103, denormals among them, have the step of E = 24. float16 with
+    ``+unsigned`` has E at least 103 + W, so that half a step is a float16. Decoding computes in float32 and rounds once
+    to the dtype asked for, to nearest even; where that dtype is the one compressed, only ``bfp8+unsigned`` in bfloat16
+    has anything to round.
 
-    **Bits.** Eight values are a group. Value j of a group has the bits [W*j, W*j + W) of the group's W bytes, little end
-    first; the code of a signed value is its magnitude in the low M bits and its sign above them::
+    **Bits.** Eight values are a group. Value j of a group has the bits [W*j, W*j + W) of the group's W bytes, little
+    end first; the code of a signed value is its magnitude in the low M bits and its sign above them::
 
         bfp4b32       byte 0      byte 1      byte 2      byte 3
                       s111 s000   s333 s222   s555 s444   s777 s666         high bit on the left; s sign, jjj magnitude
@@ -83,9 +83,8 @@ class BFPFormat:
 
         +unsigned     as drawn, with a bit of magnitude in the place of s
 
-    The W bytes are split into aligned parts of 4, 2 and 1 bytes, low bytes first, each with a plane of its own: value
-    of a group's code32, code16 and code8. Every width then loads and stores aligned. Last comes the plane ``exponent``,
-    one uint8 a block::
+    The W bytes are split into aligned parts of 4, 2 and 1 bytes, low bytes first, each in a plane of its own, so that
+    every width loads and stores aligned; after these planes comes ``exponent``, one uint8 a block::
 
         W             2       3           4       5          6           7                8
         code32                            int32   int32      int32       int32            2 x int32
@@ -132,7 +131,7 @@ class BFPFormat:
         return self.width + 8 / self.block
 
     def n_blocks(self, numel: int) -> int:
-        """Blocks that hold ``numel`` values. Of a symbolic integer (torch.SymInt, sympy) it is symbolic, here and below."""
+        """Blocks that hold ``numel`` values. Symbolic, here and below, if ``numel`` is (torch.SymInt, sympy)."""
         return (numel + self.block - 1) // self.block
 
     def planes(self, numel: int) -> tuple[Plane, ...]:
@@ -193,10 +192,9 @@ def _parse(text: str) -> BFPFormat:
     for option in options:
         if option not in OPTIONS:
             raise FormatError(_refusal(text, f"unknown option '+{option}'"))
-    fmt = BFPFormat(int(match[1]), int(match[2]), **dict.fromkeys(options, True))
-    if str(fmt) != text:
-        raise FormatError(_refusal(text, f"its text is '{fmt}'"))
-    return fmt
+        if options.count(option) > 1:
+            raise FormatError(_refusal(text, f"option '+{option}' is given more than once"))
+    return BFPFormat(int(match[1]), int(match[2]), **dict.fromkeys(options, True))
 
 
 def _refusal(text: object, reason: str) -> str:

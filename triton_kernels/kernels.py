@@ -2,8 +2,8 @@
 
 One thread owns whole groups of 8 values, so that every width loads and stores aligned and without shared memory. 16-bit
 values travel as pairs in an int32 ``w``: bfloat16's even value is ``w << 16`` as float32 bits, its odd one
-``w & 0xffff0000``. The arithmetic is in ``tiles``. A program whose tile is full masks nothing; only the last one may not
-be. Offsets are marked as not contiguous where a wider access would move the data through shared memory first.
+``w & 0xffff0000``. The arithmetic is in ``tiles``. A program whose tile is full masks nothing; only the last one's may
+not be. Offsets are marked as not contiguous where a wider access would move the data through shared memory first.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"

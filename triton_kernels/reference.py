@@ -90,7 +90,7 @@ def _decode_unsigned(codes: Tensor, magnitude_bits: int) -> Tensor:
 
 
 def _pack(codes: Tensor, fmt: BFPFormat) -> list[Tensor]:
-    """Codes [n_blocks, block] -> planes of codes: each group's bits in one int64, its low W bytes dealt to the planes."""
+    """Codes [n_blocks, block] -> the planes of codes: a group's bits are the low W bytes of an int64, dealt out."""
     shifts = torch.arange(GROUP, device=codes.device) * fmt.width
     words = (codes.view(-1, GROUP).long() << shifts).sum(dim=1)
     group_bytes = words.view(torch.uint8).view(-1, 8)[:, : fmt.width]

@@ -8,11 +8,11 @@ A tile of N groups of 8 values is two tensors [N, 4] of float32 bits (int32), ``
 Its codes are two words [N] (uint32), ``low`` and ``high``: 8 fields in ``low`` for widths to 4, else 4 fields in each.
 
 * The shared exponent is an integer maximum over shifted bits, in which infinities and NaNs come out on top.
-* Scaling and rounding are one multiply-add: adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it
-  in the low bits of the sum. The offset 2^M that keeps signed codes positive is in the same constant.
+* Scaling and rounding are one multiply-add: adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves
+  it in the low bits of the sum. The offset 2^M that keeps signed codes positive is in the same constant.
 * Codes are packed by shifts and adds without masks: what the constants add up to is subtracted once a word.
 * Sign and magnitude are made, and taken apart again, for all the fields of a word at once.
-* Decoding leaves a field where it lies in its word: set into the mantissa of 2^23 it is a float, a power of two too large.
+* Decoding leaves a field where it lies in its word: in the mantissa of 2^23 it is a float, a power of two too large.
 
 Every step is exact or rounds once, as in ``reference``, whether or not the compiler fuses multiplies and adds.
 Storage scheme: US20200210839A1.
@@ -116,8 +116,8 @@ def _finish(word, finite, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr):
 def decode(low, high, exponent, place_bits, WIDTH: tl.constexpr, UNSIGNED: tl.constexpr, PAIRED: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words and the exponents [N] (int32) of each group's block.
 
-    ``place_bits`` is 0x4B000000, the bits of 2^23; as a value that the compiler does not know, a field is masked and set
-    in one instruction.
+    ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
+    one instruction.
     """
     MAGNITUDE: tl.constexpr = WIDTH if UNSIGNED else WIDTH - 1
     step = ((exponent - (MAGNITUDE - 1)) << 23).to(tl.float32, bitcast=True)

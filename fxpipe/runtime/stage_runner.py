@@ -135,7 +135,7 @@ class StageRunner:
             kind, _, index = binding.name.partition(" ")
             if kind == "input" and index:
                 if int(index) < len(received):
-                    received[int(index)] = value
+                    received[int(index)] = value.contiguous()  # as the stage before sent it
             else:
                 self._accumulate(binding, value, seen)
         self._record(Type.B, microbatch, start)

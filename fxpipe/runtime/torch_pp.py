@@ -82,7 +82,7 @@ class _Stage(PipelineStage):
         grads = self.outgoing_grads.pop(bwd_chunk_id)
         needed = self.runner.graphs.received_needs_grad
         values = [
-            torch.zeros_like(x) if g is None else g.contiguous()
+            torch.zeros_like(x) if g is None else g
             for g, x, n in zip(grads, self._inputs, needed, strict=True)
             if n
         ]

@@ -8,11 +8,14 @@ import torch
 import triton
 from kernels.inputs import every_class, same
 
-from fxpipe.triton_kernels import BFPFormat, launch, reference
+from fxpipe.triton_kernels import BFPFormat, launch, ops, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, of NaN and 0 * inf
+pytestmark = [  # numpy's, where a block holds a NaN or an infinity, or a value is too large for the dtype asked for
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning"),
+]
 
 
 def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: int) -> None:
@@ -26,21 +29,21 @@ def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: in
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("unsigned", [False, True])
-@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_format_on_every_class(width, block, unsigned, dtype):
-    assert_equal(BFPFormat(width, block, unsigned), every_class(1021, dtype), dtype, tile=16384)
+def test_full_tiles_of_every_width_on_every_class(width, unsigned, dtype):
+    block = BLOCKS[(width + unsigned) % len(BLOCKS)]
+    assert_equal(BFPFormat(width, block, unsigned), every_class(1640, dtype)[:16384], dtype, tile=16384)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("unsigned", [False, True])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_full_tiles(width, unsigned, dtype):
-    x = every_class(1024, dtype, seed=1)[:8192]
-    assert_equal(BFPFormat(width, 32, unsigned), x, dtype, tile=8192)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("width", [4, 7])
+def test_a_tile_in_part_of_every_block_on_every_class(width, block, dtype):
+    unsigned = block > 16
+    assert_equal(BFPFormat(width, block, unsigned), every_class(1021, dtype), dtype, tile=16384)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 4095, 4096, 4097, 8191, 8192, 3 * 4096 + 33])
+@pytest.mark.parametrize("n", [1, 9, 4095, 4097, 8192])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_tile_that_runs_on_a_device_at_ragged_sizes(dtype, n):
     assert_equal(BFPFormat.parse("bfp5b64"), every_class(1300, dtype, seed=n)[:n], dtype, launch.TILE)
@@ -58,7 +61,7 @@ def test_a_dtype_other_than_the_compressed_one(fmt, decoded):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fmt", ["bfp2b16", "bfp3b8+unsigned", "bfp5b32", "bfp6b128", "bfp7b8", "bfp8b16"])
-@pytest.mark.parametrize("n", [1, 31, 100, 4096, 4099])
+@pytest.mark.parametrize("n", [31, 4099])
 def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     fmt, guard = BFPFormat.parse(fmt), 64
     x = within(torch.randn(n).to(dtype), guard, torch.nan)  # reading beyond would make a block NaN
@@ -89,12 +92,23 @@ def guarded(x: torch.Tensor, guard: int, filling: float) -> bool:
     return bool((buffer[:guard] == filling).all() and (buffer[-guard:] == filling).all())
 
 
-@pytest.mark.parametrize("offset", [1, 2, 3, 4])
+@pytest.mark.parametrize("offset", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_tensor_that_starts_anywhere_in_its_storage(dtype, offset):
     x = torch.randn(300).to(dtype)[offset:]
     fmt = BFPFormat.parse("bfp4b32")
     assert all(map(same, launch.compress(x, fmt), reference.compress(x, fmt)))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_what_the_operators_do_for_a_device(order):
+    x = torch.randn(3, 5, 40).to(torch.bfloat16)
+    planes = ops._compress_gpu(x, "bfp4b32", order)
+    assert all(map(same, planes, torch.ops.fxpipe.bfp_compress(x, "bfp4b32", order)))
+    arguments = (planes, "bfp4b32", list(x.shape), order, x.dtype)
+    y, expected = ops._decompress_gpu(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
+    assert same(y, expected)
+    assert y.stride() == expected.stride()
 
 
 def test_empty():

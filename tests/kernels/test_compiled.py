@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
-SOME = ["bfp2b32", "bfp4b32+unsigned", "bfp7b8", "bfp8b128"]
+SOME = ["bfp4b32+unsigned", "bfp7b8", "bfp8b128"]
 
 
 def report(*arguments: str) -> list[dict[str, object]]:
@@ -50,6 +50,6 @@ def test_other_targets(target):
 
 
 def test_the_path_for_a_last_tile_that_is_not_full():
-    reports = report("--target", "sm_90", "--target", "gfx942", "--numel", "1000001", *formats(["bfp3b16", "bfp8b32"]))
+    reports = report("--target", "sm_90", "--numel", "1000001", *formats(["bfp3b16", "bfp8b32"]))
     assert shortfalls(reports) == []
     assert all(made["registers"] <= 64 for made in reports)

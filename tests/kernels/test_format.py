@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import sympy
 from hypothesis import given, strategies as st
 
+import fxpipe.triton_kernels
 from fxpipe.triton_kernels import BFPFormat, FormatError
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
@@ -22,11 +24,10 @@ def test_parse_inverts_str(fmt):
 @given(st.from_regex(r"bfp[0-9]{1,2}b[0-9]{1,3}(\+(unsigned|[a-z0-9]{1,3})){0,2}", fullmatch=True) | st.text())
 def test_str_inverts_parse_or_the_text_is_refused(text):
     try:
-        fmt = BFPFormat.parse(text)
+        again = str(BFPFormat.parse(text))
     except FormatError as error:
-        assert repr(text) in str(error)
-    else:
-        assert str(fmt) == text
+        again = str(error)
+    assert again == text or again.startswith(f"format {text!r} cannot be: ")
 
 
 def test_texts():
@@ -43,8 +44,9 @@ def test_texts():
         ("bfp4b24", "the block is 24"),
         ("bfp4b32+signed", "unknown option '+signed'"),
         ("bfp4b32+", "unknown option '+'"),
-        ("bfp4b32+unsigned+unsigned", "its text is 'bfp4b32+unsigned'"),
-        ("bfp04b32", "its text is 'bfp4b32'"),
+        ("bfp4b32+unsigned+unsigned", "option '+unsigned' is given more than once"),
+        ("bfp04b32", "it is not of that shape"),
+        ("bfp4b" + "9" * 5000, "it is not of that shape"),
         ("bfp4b32\n", "it is not of that shape"),
         ("fp8", "it is not of that shape"),
         ("", "it is not of that shape"),
@@ -112,12 +114,6 @@ def test_the_operators_load_no_triton_kernel():
 
 
 def test_the_package_refuses_its_bare_name():
-    ran = run("import sys; sys.path.insert(0, 'ROOT'); import triton_kernels".replace("ROOT", str(package_parent())))
-    assert "import it under that name" in ran.stderr
-    assert "fxpipe.triton_kernels" in ran.stderr
-
-
-def package_parent() -> str:
-    import fxpipe.triton_kernels
-
-    return str(__import__("pathlib").Path(fxpipe.triton_kernels.__file__).parents[1])
+    root = Path(fxpipe.triton_kernels.__file__).parents[1]
+    ran = run(f"import sys; sys.path.insert(0, {str(root)!r}); import triton_kernels")
+    assert "ImportError: this folder is the package fxpipe.triton_kernels; import it under that name" in ran.stderr

