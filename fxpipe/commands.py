@@ -3,7 +3,9 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, replace
+import tempfile
+from dataclasses import MISSING, Field, asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, fx
@@ -11,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from fxpipe import printing, units
 from fxpipe.api import compile, trace_microbatch
+from fxpipe.demo import run_demo
 from fxpipe.errors import OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
+from fxpipe.launch import Job, Result, run as launch
 from fxpipe.model_source import Source, load_model
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
@@ -21,6 +25,10 @@ from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
 from fxpipe.trace import trace
+
+
+LEARNS_TEXT = ("demo:gpt", "demo:llama")
+"""Models that take characters: they learn real text, the others their example inputs over and over."""
 
 
 def show(arguments: Namespace) -> None:
@@ -53,6 +61,38 @@ def diff(arguments: Namespace) -> None:
 
     _compiled(arguments, observe)
     _print(arguments, found, lambda: "\n".join(f["diff"] or f"{f['pass']}: changes no node" for f in found))
+
+
+def run(arguments: Namespace) -> None:
+    """Plans here, trains in one process for each rank under torchrun, prints the losses."""
+    made = _compiled(arguments)
+    with tempfile.TemporaryDirectory(prefix="fxpipe-") as folder:
+        made.save(Path(folder) / "plan")
+        job = Job(
+            model=arguments.model,
+            options={},
+            steps=arguments.steps,
+            arguments={},
+            plan=str(Path(folder) / "plan"),
+            text=arguments.model in LEARNS_TEXT,
+            label=f"{arguments.model}, {made.options.n_ranks} ranks",
+        )
+        result = launch(job, made.options.n_ranks)
+    _print(arguments, {"model": arguments.model, "n_ranks": made.options.n_ranks, **asdict(result)}, lambda: _losses(result))
+
+
+def _losses(result: Result) -> str:
+    rows = [[step, f"{loss:.6f}"] for step, loss in enumerate(result.losses, 1)]
+    bubble = "" if result.bubble is None else f", bubble {100 * result.bubble:.1f} %"
+    return f"{printing.table(rows, ['step', 'loss'])}\nstep {units.format_seconds(result.step_seconds)}{bubble}"
+
+
+def demo(arguments: Namespace) -> None:
+    """Trains a small GPT on two ranks and in one plain process, and sets the two side by side."""
+    folder = Path.cwd() / "fxpipe-demo" if arguments.dump is None else arguments.dump
+    folder.mkdir(parents=True, exist_ok=True)
+    report, text = run_demo(arguments.steps, folder)
+    _print(arguments, asdict(report), lambda: text)
 
 
 def passes(arguments: Namespace) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import fxpipe
 from fxpipe import printing, units
+from fxpipe.api import compile
 from fxpipe.launch import Job, Result, run
 from fxpipe.model_source import load_model
 from fxpipe.plan import Plan
@@ -33,8 +33,10 @@ class Report:
     folder: str
 
 
-def run_demo(steps: int, folder: Path) -> Report:
+def run_demo(steps: int, folder: Path) -> tuple[Report, str]:
     """Plans, trains both ways, writes ``plan/``, ``plan.txt``, ``losses.csv``, ``report.json`` and ``report.txt`` into ``folder``.
+
+    Returns the report and its text.
 
     Raises:
         RuntimeFailure: a run ended with an error.
@@ -42,7 +44,7 @@ def run_demo(steps: int, folder: Path) -> Report:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     source = load_model(MODEL, MODEL_ARGUMENTS)
-    plan = fxpipe.compile(source.model, source.kwargs, OPTIONS)
+    plan = compile(source.model, source.kwargs, OPTIONS)
     plan.save(folder / "plan")
     (folder / "plan.txt").write_text(f"{plan}\n")
     prediction = rehearse(plan, source.args, source.kwargs)
@@ -52,17 +54,18 @@ def run_demo(steps: int, folder: Path) -> Report:
     pipeline = run(Job(**common, plan=str(folder / "plan"), label="pipeline, 2 ranks"), N_RANKS)
     eager = run(Job(**common, engine="eager", n_threads=os.cpu_count() or 1, label="one plain process"), 1)
     report = Report(pipeline, eager, prediction, str(folder))
-    _write(report, plan)
-    return report
+    text = report_text(report, plan)
+    _write(report, text)
+    return report, text
 
 
-def _write(report: Report, plan: Plan) -> None:
+def _write(report: Report, text: str) -> None:
     folder = Path(report.folder)
     rows = zip(report.pipeline.losses, report.eager.losses, strict=True)
     lines = [f"{i},{a:.6f},{b:.6f}" for i, (a, b) in enumerate(rows, 1)]
     (folder / "losses.csv").write_text("\n".join(["step,pipeline,one_process", *lines]) + "\n")
     (folder / "report.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
-    (folder / "report.txt").write_text(report_text(report, plan) + "\n")
+    (folder / "report.txt").write_text(text + "\n")
 
 
 def report_text(report: Report, plan: Plan) -> str:

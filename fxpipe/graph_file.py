@@ -15,7 +15,6 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 from torch._export.serde import schema, serialize as serde
-from torch._export.serde.union import _Union
 from torch._ops import OpOverload, OpOverloadPacket, _OpNamespace
 from torch.export import graph_signature as signature
 
@@ -134,7 +133,8 @@ def _serialized(module: fx.GraphModule, attributes: dict[str, str]) -> bytes:
 
 def _signature(graph: fx.Graph) -> signature.ExportGraphSignature:
     """Every placeholder is an input and every returned value an output of the user."""
-    inputs, outputs = graph.find_nodes(op="placeholder"), graph.output_node().args[0]
+    inputs = graph.find_nodes(op="placeholder")
+    outputs: Any = graph.output_node().args[0]
     return signature.ExportGraphSignature(
         [signature.InputSpec(signature.InputKind.USER_INPUT, _argument(node), None) for node in inputs],
         [signature.OutputSpec(signature.OutputKind.USER_OUTPUT, _argument(value), None) for value in outputs],
@@ -189,7 +189,7 @@ def _check_operator(name: str, target: str) -> None:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, globalns=vars(schema))
 
 
@@ -202,7 +202,7 @@ def _typed(kind: Any, data: Any) -> Any:
         return {key: _typed(arguments[1], item) for key, item in data.items()}
     if origin in (Union, UnionType):
         return None if data is None else _typed(arguments[0], data)
-    if isinstance(kind, type) and issubclass(kind, _Union):
+    if hasattr(kind, "create"):  # one of several, named by its only key
         [(key, item)] = data.items()
         return kind.create(**{key: _typed(_hints(kind)[key], item)})
     if hasattr(kind, "__dataclass_fields__"):

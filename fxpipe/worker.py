@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import fxpipe
+from fxpipe.api import compile, load
 from fxpipe.launch import Job, Result
 from fxpipe.model_source import Source, load_model
 from fxpipe.runtime.pipe import Pipe
@@ -43,9 +43,9 @@ def train_pipe(job: Job, source: Source) -> Result:
     """The plan, on as many ranks as there are."""
     example = (source.args, source.kwargs)
     if job.plan is not None:
-        plan = fxpipe.load(job.plan, source.model)
+        plan = load(job.plan, source.model)
     else:
-        plan = fxpipe.compile(source.model, example, fxpipe.Options.from_mapping(job.options))
+        plan = compile(source.model, example, job.options)
     pipe = plan.pipe()
     optimizer = torch.optim.AdamW(pipe.parameters(), lr=job.learning_rate)
     meter = _Meter(pipe)

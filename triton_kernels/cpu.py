@@ -6,6 +6,7 @@ is compiled on first use belongs here, in front of these two functions.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ def _steps(exponents: Tensor, magnitude_bits: int) -> Tensor:
     return steps.masked_fill_(exponents == EXPONENT_NAN, torch.nan)
 
 
+@cache
 def _each_byte(value: int) -> int:
     """The int64 that holds ``value`` in each of its bytes."""
     return int.from_bytes(bytes([value] * 8), "little", signed=True)
@@ -140,6 +142,7 @@ def _widen(words: Tensor, width: int) -> Tensor:
     return words
 
 
+@cache
 def _runs(ones: int, period: int) -> int:
     """The non-negative int64 with ``ones`` bits set at each multiple of ``period``."""
     return sum(((1 << ones) - 1) << shift for shift in range(0, 64, period))
@@ -147,6 +150,8 @@ def _runs(ones: int, period: int) -> int:
 
 def _of_chunk(planes: Sequence[Tensor], fmt: BFPFormat, start: int) -> list[Tensor]:
     """The parts of ``planes`` that store the chunk at value ``start``."""
+    if start == 0 and planes[-1].numel() * fmt.block <= CHUNK:
+        return list(planes)
     before, through = fmt.planes(start), fmt.planes(start + CHUNK)
     return [plane[a.length : b.length] for plane, a, b in zip(planes, before, through, strict=True)]
 

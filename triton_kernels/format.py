@@ -6,7 +6,7 @@ levels are not those of a signed integer, of which the sign-free form is the sim
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -138,7 +138,7 @@ class BFPFormat:
         """The planes that store ``numel`` values, in the order in which operators pass them."""
         n_blocks = self.n_blocks(numel)
         n_groups = n_blocks * (self.block // GROUP)
-        codes = tuple(replace(plane, length=plane.length * n_groups) for plane in self.group_planes)
+        codes = tuple(Plane(p.name, p.dtype, p.length * n_groups, p.itemsize) for p in self.group_planes)
         return (*codes, Plane("exponent", "uint8", n_blocks, 1))
 
     @property

@@ -4,7 +4,7 @@ import ctypes
 import datetime
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from fxpipe.ir.schedule import Schedule
 from fxpipe.ir.stage_graphs import LoweredStages
 from fxpipe.microbatch import Microbatches, check_shapes, tensor_leaves
 from fxpipe.runtime.local import LocalEngine
-from fxpipe.runtime.stage_runner import StageRunner
+from fxpipe.runtime.stage_runner import StageRunner, named_tensors
 from fxpipe.simulate import Event
 
 
@@ -85,12 +85,9 @@ class Pipe:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The same with their qualified names in the model."""
-        mine = {b.name for r in self.runners for b in r.graphs.forward.inputs if b.kind == "parameter"}
-        seen: set[int] = set()
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if name in mine and id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, parameter
+        every = dict(self.model.named_parameters(remove_duplicate=False))
+        mine = {id(every[b.name]) for r in self.runners for b in r.graphs.forward.inputs if b.kind == "parameter"}
+        yield from ((name, p) for name, p in self.model.named_parameters() if id(p) in mine)
 
     def synchronize_model(self) -> None:
         """Brings every parameter and buffer of the model up to date in this process (nothing to do in one process)."""
@@ -154,7 +151,7 @@ class DistributedPipe(Pipe):
         self._engine = TorchEngine(runner, received, spec.lowered, self._device, self._group, spec.timeout_seconds)
         self._tied_groups = {t.name: dist.new_group(sorted({spec.lowered.stage_to_rank[u] for u in t.users})) for t in tied}
         self._checked_inputs = False
-        self._share_owned(t.name for t in tied)
+        self._share(t.name for t in tied)
 
     @property
     def rank(self) -> int:
@@ -204,27 +201,27 @@ class DistributedPipe(Pipe):
             parameters[name].grad = total if held is None else held.add_(total)
 
     @torch.no_grad()
-    def _share_owned(self, names: Iterator[str] | Sequence[str]) -> None:
-        """Every rank takes over the owner's copy of these tensors."""
-        owners = {t.name: t.owner for t in self.spec.tied}
-        tensors = {
-            **dict(self.model.named_parameters(remove_duplicate=False)),
-            **dict(self.model.named_buffers(remove_duplicate=False)),
-        }
+    def _share(self, names: Iterable[str]) -> None:
+        """Every rank takes over the owner's copy of these tensors of the model; a tensor that no stage reads stays."""
+        tensors = named_tensors(self.model)
+        owners = self._owners()
         for name in names:
-            stage = owners.get(name, self._stage_of(name))
-            if stage is not None:
-                dist.broadcast(tensors[name].data, self.spec.lowered.stage_to_rank[stage], self._group)
+            if id(tensors[name]) in owners:
+                dist.broadcast(tensors[name].data, self.spec.lowered.stage_to_rank[owners[id(tensors[name])]], self._group)
 
-    def _stage_of(self, name: str) -> int | None:
-        for stage in self.spec.stages.stages:
-            if any(b.kind in ("parameter", "buffer") and b.name == name for b in stage.forward.inputs):
-                return stage.index
-        return None
+    def _owners(self) -> dict[int, int]:
+        """The stage that keeps the true copy of each of the model's tensors, by its id: the first that reads it."""
+        tensors = named_tensors(self.model)
+        bound = [
+            (tensors[b.name], stage.index)
+            for stage in self.spec.stages.stages
+            for b in stage.forward.inputs
+            if b.kind in ("parameter", "buffer") and b.name in tensors
+        ]
+        return {id(t): index for t, index in reversed(bound)}
 
     def synchronize_model(self) -> None:
-        names = [n for n, _ in self.model.named_parameters()] + [n for n, _ in self.model.named_buffers()]
-        self._share_owned(names)
+        self._share([n for n, _ in self.model.named_parameters()] + [n for n, _ in self.model.named_buffers()])
 
     def _check_same_inputs(self, microbatches: list[dict[str, Tensor]]) -> None:
         """In the first step, that every rank was given the same data: different data would train on nonsense without a sign."""

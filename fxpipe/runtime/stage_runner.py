@@ -60,6 +60,14 @@ def inductor(half: HalfGraph) -> BoxedCall:
 COMPILERS: dict[str, Compiler] = {"none": interpreted, "inductor": inductor}
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers by qualified name, a shared one under each of its names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
 class StageRunner:
     """Runs one stage on the model's own parameters and buffers.
 
@@ -78,11 +86,7 @@ class StageRunner:
         self.graphs = graphs
         self.separate = separate
         self.separate_grads: dict[str, Tensor] = {}
-        self._tensors: dict[str, Tensor] = {
-            **constants,
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
+        self._tensors: dict[str, Tensor] = {**constants, **named_tensors(model)}
         self._forward = COMPILERS[compiler](graphs.forward)
         self._backward = COMPILERS[compiler](graphs.backward)
         self._saved: dict[int, list[Tensor | None]] = {}
