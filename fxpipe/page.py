@@ -1,6 +1,7 @@
 """``print(plan)``: what was decided and what it promises, on a page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from os.path import commonprefix
 
 from fxpipe.ir.compression import SavePoint
 from fxpipe.ir.partition import Partition, StagePlan
@@ -12,7 +13,6 @@ from fxpipe.units import format_bytes, format_seconds
 
 WIDTH = 110
 MOST_GROUPS = 11
-MOST_RANKS = 16
 
 
 def page(plan: Planned) -> str:
@@ -44,8 +44,11 @@ def _headline(plan: Planned) -> str:
 
 def _stages(plan: Planned) -> str:
     spans = _module_spans(plan)
-    rows = [[stage.index, len(stage.nodes), span, *_stage_cells(plan, stage)] for stage, span in zip(plan.partition.stages, spans, strict=True)]
-    headers = ("stage", "nodes", "modules", "parameters", "forward", "backward", "saves", "stores", "sends")
+    rows = [
+        [stage.index, len(stage.nodes), span, *_stage_cells(plan, stage)]
+        for stage, span in zip(plan.partition.stages, spans, strict=True)
+    ]
+    headers = ("stage", "nodes", "modules", "weights", "forward", "backward", "saves", "stores", "sends")
     return f"Stages, for one microbatch\n{table(rows, headers)}"
 
 
@@ -57,18 +60,25 @@ def _stage_cells(plan: Planned, stage: StagePlan) -> list[str]:
 
 
 def _module_spans(plan: Planned) -> list[str]:
-    """By stage, the first and last of the modules that lie in it alone, as large as can be: ``wte - h.1``."""
+    """By stage, the first and the last of its modules, as large as they lie in it whole: ``model.wte - ..h.1``."""
     paths = [_paths(plan, stage) for stage in plan.partition.stages]
     homes: dict[str, set[int]] = {}
     for index, found in enumerate(paths):
         for path in found:
-            for module in _ancestors(path):
+            for module in _with_ancestors(path):
                 homes.setdefault(module, set()).add(index)
+    parents = {module.rpartition(".")[0] for module in homes}
     spans = []
     for found in paths:
-        whole = [next((m for m in _ancestors(path) if len(homes[m]) == 1), path) for path in found]
-        spans.append(" - ".join(dict.fromkeys((whole[0], whole[-1]))) if whole else "")
+        whole = [next((m for m in _with_ancestors(path) if len(homes[m]) == 1), path) for path in found]
+        shown = [module for module in whole if len(homes[module]) == 1 or module not in parents]
+        spans.append(_span(shown[0], shown[-1]) if shown else "")
     return spans
+
+
+def _span(first: str, last: str) -> str:
+    shared = commonprefix([first, last]).rpartition(".")[0]
+    return first if first == last else f"{first} - {'..' + last[len(shared) + 1 :] if shared else last}"
 
 
 def _paths(plan: Planned, stage: StagePlan) -> list[str]:
@@ -78,7 +88,7 @@ def _paths(plan: Planned, stage: StagePlan) -> list[str]:
     return [path for node in graph.nodes if node.name in own and (path := module_path(node))]
 
 
-def _ancestors(path: str) -> list[str]:
+def _with_ancestors(path: str) -> list[str]:
     """``a.b.c`` -> a, a.b, a.b.c"""
     parts = path.split(".")
     return [".".join(parts[: n + 1]) for n in range(len(parts))]
@@ -99,7 +109,7 @@ def _cut(partition: Partition) -> str:
 
 def _schedule(plan: Planned, step: Timeline) -> str:
     cell = max(len(str(action)) for _, _, action in plan.schedule.actions()) + 1
-    promise = f"a step takes {format_seconds(step.makespan_seconds)}, {step.barrier_bubble:.1%} of it idle"
+    promise = f"a step takes {format_seconds(step.makespan_seconds)}, {step.barrier_bubble:.1%} of it bubble"
     return f"Schedule {plan.schedule.name}: {promise} (predicted)\n{plan.schedule.timeline(max_slots=(WIDTH - 10) // cell)}"
 
 
@@ -108,10 +118,54 @@ def _ranks(plan: Planned, step: Timeline) -> str:
         [rank, _stages_of(plan, rank), format_seconds(busy), f"{busy / step.makespan_seconds:.0%}", format_bytes(peak)]
         for rank, (busy, peak) in enumerate(zip(step.busy_seconds, step.peak_bytes, strict=True))
     ]
-    shown = rows if len(rows) <= MOST_RANKS else [*rows[: MOST_RANKS - 1], ["..."] * 4 + [""], rows[-1]]
     note = "Peak: parameters, their gradients, buffers, and what is stored for backward; without optimizer and temporaries."
-    return f"{table(shown, ('rank', 'stages', 'busy', 'of step', 'peak memory'))}\n{note}"
+    return f"{table(rows, ('rank', 'stages', 'busy', 'of step', 'peak memory'))}\n{note}"
 
 
 def _stages_of(plan: Planned, rank: int) -> str:
     return ", ".join(str(stage) for stage, home in enumerate(plan.schedule.stage_to_rank) if home == rank)
+
+
+def _save_points(plan: Planned) -> str:
+    """One line for all values of the same fate, the largest first."""
+    points = plan.compression.save_points
+    if not points:
+        return "Save points: none."
+    groups: dict[tuple[str, str, str], list[SavePoint]] = {}
+    for point in points:
+        groups.setdefault((point.decision, point.format, point.reason), []).append(point)
+    ordered = sorted(groups.items(), key=lambda item: -_raw_bytes(item[1]))
+    rows = [[*fate, *_group_cells(members)] for fate, members in ordered[:MOST_GROUPS]]
+    if rest := [point for _, members in ordered[MOST_GROUPS:] for point in members]:
+        rows.append(["", "", "all others", *_group_cells(rest)])
+    headers = ("decision", "format", "because", "values", "saves", "stores", "ratio", "largest")
+    total = (
+        f"{_count(len(points), 'value')}, {format_bytes(plan.compression.raw_bytes)} -> "
+        f"{format_bytes(plan.compression.stored_bytes)} ({_ratio(points)})"
+    )
+    return f"Save points, for one microbatch: {total}\n{table(rows, headers)}"
+
+
+def _group_cells(members: Sequence[SavePoint]) -> list[object]:
+    largest = max(members, key=lambda point: point.raw_bytes)
+    stored = sum(point.stored_bytes for point in members)
+    return [len(members), format_bytes(_raw_bytes(members)), format_bytes(stored), _ratio(members), largest.name]
+
+
+def _raw_bytes(points: Sequence[SavePoint]) -> int:
+    return sum(point.raw_bytes for point in points)
+
+
+def _ratio(points: Sequence[SavePoint]) -> str:
+    raw = _raw_bytes(points)
+    return f"{sum(point.stored_bytes for point in points) / raw:.1%}" if raw else ""
+
+
+def _passes(plan: Planned) -> str:
+    rows = [[record.text, record.n_nodes, format_seconds(record.seconds)] for record in plan.program.log]
+    total = format_seconds(sum(record.seconds for record in plan.program.log))
+    return f"Passes: {total}\n{table(rows, ('pass', 'nodes after', 'time'))}"
+
+
+def _count(n: int, one: str, several: str = "") -> str:
+    return f"{n} {one if n == 1 else several or one + 's'}"
