@@ -98,7 +98,7 @@ def load(path: str | Path, model: nn.Module) -> Plan:
     """
     from fxpipe.plan_file import load_plan
 
-    return load_plan(Path(path), model)
+    return Plan(**load_plan(Path(path), model))
 
 
 def _constants(program: Program, model: nn.Module) -> dict[str, Tensor]:

@@ -100,7 +100,8 @@ def _lifted(module: fx.GraphModule) -> tuple[fx.Graph, dict[str, str]]:
             attributes[copies[node].name] = node.target
             meta = {"val": value, **meta}
         elif isinstance(value, fx.GraphModule):
-            copies[node] = graph.create_node("get_attr", node.target, name=node.target)  # as torch's reader will name it
+            # torch's reader will name it so.
+            copies[node] = graph.create_node("get_attr", node.target, name=node.target)
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         if node.target is operator.getitem:

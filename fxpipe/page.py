@@ -1,7 +1,8 @@
 """``print(plan)``: what was decided and what it promises, on a page."""
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
+from typing import Any
 
 from fxpipe.ir.compression import SavePoint
 from fxpipe.ir.partition import Partition, StagePlan
@@ -77,15 +78,21 @@ def _module_spans(plan: Planned) -> list[str]:
 
 
 def _span(first: str, last: str) -> str:
-    shared = commonprefix([first, last]).rpartition(".")[0]
-    return first if first == last else f"{first} - {'..' + last[len(shared) + 1 :] if shared else last}"
+    """``model.wte - ..h.1``: what both begin with is said once, and a number never stands alone."""
+    if first == last:
+        return first
+    parts = last.split(".")
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts[:-1], first.split("."), strict=False)))
+    if shared and parts[shared].isdigit():
+        shared -= 1
+    return f"{first} - {'..' if shared else ''}{'.'.join(parts[shared:])}"
 
 
 def _paths(plan: Planned, stage: StagePlan) -> list[str]:
     """The modules that the stage's nodes were traced in, in program order, those of the whole model left out."""
-    graph = plan.program.graph_module.get_submodule(f"stage_{stage.index}").graph
+    module: Any = plan.program.graph_module.get_submodule(f"stage_{stage.index}")
     own = set(stage.nodes)
-    return [path for node in graph.nodes if node.name in own and (path := module_path(node))]
+    return [path for node in module.graph.nodes if node.name in own and (path := module_path(node))]
 
 
 def _with_ancestors(path: str) -> list[str]:
@@ -99,7 +106,8 @@ def _cut(partition: Partition) -> str:
     above = f", {found / bound - 1:.1%} above" if bound else ""
     proof = f"\nThe best of all {partition.proved_optimal}." if partition.proved_optimal else ""
     tied = "".join(
-        f"\nTied: {t.name} is kept by stage {t.owner} and read by stages {', '.join(map(str, t.users))}." for t in partition.tied
+        f"\nTied: {tied.name} is kept by stage {tied.owner} and read by stages {', '.join(map(str, tied.users))}."
+        for tied in partition.tied
     )
     return (
         f"Cut for least {partition.objective}: {partition.bottleneck} takes longest, {format_seconds(found)} for a microbatch"

@@ -1,10 +1,10 @@
 """Plans as data and on disk: graphs in ``torch.export``'s JSON, everything else plain JSON, no weights, no code."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypedDict
 
@@ -12,7 +12,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 import fxpipe.triton_kernels.ops  # noqa: F401  (registers the operators that the graphs call)
-from fxpipe.errors import FxpipeError, PlanError
+from fxpipe.errors import PlanError
 from fxpipe.graph_file import graph_from_json, graph_to_json
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.ir.cost import CostTable
@@ -83,7 +83,7 @@ def save_plan(plan: Planned, path: Path) -> None:
         PlanError: something in the plan has no place in the format, ``path`` holds something else, or the disk refuses.
     """
     frame, chain = taken_apart(plan.program.graph_module)
-    graphs = {"inputs": frame, **{name: graph for stage in plan.stages.stages for name, graph in _graphs_of(plan, stage)}}
+    graphs = [("inputs", frame), *(pair for stage in plan.stages.stages for pair in _graphs_of(plan, stage))]
     data = {
         "model": type(plan.model).__name__,
         "digest": dict(plan.digest),
@@ -101,7 +101,7 @@ def save_plan(plan: Planned, path: Path) -> None:
         "plan.json": json.dumps(data, indent=1).encode(),
         "costs.json": plan.program.fact(CostTable).to_json().encode(),
         "constants.json": json.dumps(tensors_to_data(plan.constants)).encode(),
-        **{_file_of(name): graph_to_json(graph) for name, graph in graphs.items()},
+        **{_file_of(name): graph_to_json(graph) for name, graph in graphs},
     }
     write_folder(path, files)
 
@@ -118,25 +118,20 @@ def load_plan(path: Path, model: nn.Module) -> PlanFields:
     _check_model(path, data["digest"], model)
     with _naming(path / "constants.json"):
         constants = tensors_from_data(json.loads(files["constants.json"]))
-    tensors = {**constants, **dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-
-    def graph(name: str) -> fx.GraphModule:
-        with _naming(path / _file_of(name)):
-            return graph_from_json(files[_file_of(name)], tensors)
-
     with _naming(path / "costs.json"):
         costs = CostTable.from_json(files["costs.json"].decode())
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    graphs = _read_graphs(path, files, {**constants, **dict(named)})
     with _naming(path / "plan.json"):
-        modules = {call["module"]: graph(call["module"]) for call in data["chain"]["calls"]}
         facts = (
             costs,
             record_from(Partition, data["partition"], "partition"),
             Schedule.from_dict(data["schedule"]),
-            LoweredStages(tuple(_stage_from_data(stage, modules, graph) for stage in data["stages"])),
+            LoweredStages(tuple(_stage_from_data(stage, graphs) for stage in data["stages"])),
             record_from(CompressionPlan, data["compression"], "compression"),
         )
         program = Program(
-            put_together(graph("inputs"), data["chain"], modules).train(model.training),
+            put_together(graphs["inputs"], data["chain"], graphs).train(model.training),
             signature_from_data(data["signature"]),
             MappingProxyType({type(fact): fact for fact in facts}),
             tuple(record_from(PassRecord, record, "log") for record in data["log"]),
@@ -153,6 +148,15 @@ def load_plan(path: Path, model: nn.Module) -> PlanFields:
 
 def _file_of(graph: str) -> str:
     return f"graphs/{graph}.json"
+
+
+def _read_graphs(path: Path, files: Mapping[str, bytes], tensors: Mapping[str, Tensor]) -> dict[str, fx.GraphModule]:
+    graphs: dict[str, fx.GraphModule] = {}
+    for name, text in files.items():
+        if name.startswith("graphs/"):
+            with _naming(path / name):
+                graphs[PurePosixPath(name).stem] = graph_from_json(text, tensors)
+    return graphs
 
 
 def _graphs_of(plan: Planned, stage: StageGraphs) -> Iterator[tuple[str, fx.GraphModule]]:
@@ -178,15 +182,13 @@ def _half_to_data(half: HalfGraph) -> dict[str, list[str]]:
     return {"inputs": [str(b) for b in half.inputs], "outputs": [str(b) for b in half.outputs]}
 
 
-def _stage_from_data(
-    data: Mapping[str, Any], modules: Mapping[str, fx.GraphModule], graph: Callable[[str], fx.GraphModule]
-) -> StageGraphs:
+def _stage_from_data(data: Mapping[str, Any], graphs: Mapping[str, fx.GraphModule]) -> StageGraphs:
     name = f"stage_{data['index']}"
-    returned: Any = modules[name].graph.output_node().args[0]
+    returned: Any = graphs[name].graph.output_node().args[0]
     return StageGraphs(
         index=data["index"],
-        forward=_half_from_data(graph(f"{name}.forward"), data["forward"]),
-        backward=_half_from_data(graph(f"{name}.backward"), data["backward"]),
+        forward=_half_from_data(graphs[f"{name}.forward"], data["forward"]),
+        backward=_half_from_data(graphs[f"{name}.backward"], data["backward"]),
         **{field: tuple(data[field]) for field in STAGE_TUPLES},
         example_outputs=tuple(value.meta["val"] for value in returned),
     )
@@ -213,6 +215,6 @@ def _naming(place: Path) -> Iterator[None]:
     try:
         yield
     except PlanError as e:
-        raise e if str(place.parent) in str(e) else PlanError(f"{place}: {e}; {AGAIN}") from e
-    except (FxpipeError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, AssertionError) as e:
+        raise PlanError(f"{place}: {e}; {AGAIN}") from e
+    except Exception as e:  # whatever a reader may raise on data that fxpipe did not write
         raise PlanError(f"{place}: not what fxpipe writes ({type(e).__name__}: {e}); {AGAIN}") from e

@@ -57,7 +57,9 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise PlanError(f"{target} is a file; a plan is a folder, so give another path or remove the file")
     if any(target.iterdir()) and not _is_plan(target):
-        raise PlanError(f"{target} is a folder with something else than a plan in it, which would be lost; give another path")
+        raise PlanError(
+            f"{target} is a folder with something else than a plan in it, which would be lost; give another path"
+        )
 
 
 def _is_plan(folder: Path) -> bool:
@@ -98,7 +100,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         kind, found, torch = manifest["kind"], manifest["format_version"], str(manifest["torch"])
         names = [PurePosixPath(name) for name in manifest["files"]]
     except FileNotFoundError:
-        raise PlanError(f"{place}: the file is missing, so {folder} is no plan; expected what Plan.save wrote") from None
+        raise PlanError(
+            f"{place}: the file is missing, so {folder} is no plan; expected what Plan.save wrote"
+        ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise PlanError(f"{place}: the file was cut short or altered ({type(e).__name__}: {e}); {AGAIN}") from e
     if kind != KIND or any(name.is_absolute() or ".." in name.parts for name in names):

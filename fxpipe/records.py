@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from fxpipe.errors import PlanError
 
@@ -19,7 +19,7 @@ def record_from(kind: type[Record], data: Any, where: str) -> Record:
     """
     if not isinstance(data, dict):
         raise PlanError(f"{where} is {_shown(data)}; expected an object with the fields of {kind.__name__}")
-    hints = _hints(kind)
+    hints: dict[str, Any] = _hints(cast(Any, kind))
     if odd := sorted(set(data) ^ set(hints)):
         state = "missing" if odd[0] in hints else "unknown"
         raise PlanError(f"{where}: field {odd[0]!r} of {kind.__name__} is {state}; found {sorted(data)}")

@@ -47,7 +47,9 @@ def _spec_to_text(spec: pytree.TreeSpec) -> str:
         text = pytree.treespec_dumps(spec)
         _check_spec(json.loads(text)[1])
     except (NotImplementedError, TypeError, AttributeError) as e:
-        raise PlanError(f"the inputs or outputs of the model hold a container that cannot be stored in a plan: {e}") from e
+        raise PlanError(
+            f"the inputs or outputs of the model hold a container that cannot be stored in a plan: {e}"
+        ) from e
     return text
 
 

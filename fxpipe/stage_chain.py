@@ -22,14 +22,20 @@ def taken_apart(program: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, Any]
         if node.op == "call_module":
             results = {user.args[1]: user.name for user in node.users if user.target is operator.getitem}
             arguments = [argument.name for argument in node.args]
-            calls.append({"module": node.target, "arguments": arguments, "results": [results[i] for i in range(len(results))]})
+            calls.append(
+                {"module": node.target, "arguments": arguments, "results": [results[i] for i in range(len(results))]}
+            )
         elif node.op not in ("placeholder", "output") and node.target is not operator.getitem:
-            raise PlanError(f"only a program that is split into stages can be saved; it has the node {node.format_node()}")
+            raise PlanError(
+                f"only a program that is split into stages can be saved; it has the node {node.format_node()}"
+            )
     returned: Any = program.graph.output_node().args[0]
     return fx.GraphModule({}, frame), {"calls": calls, "returns": [value.name for value in returned]}
 
 
-def put_together(frame: fx.GraphModule, chain: Mapping[str, Any], modules: Mapping[str, fx.GraphModule]) -> fx.GraphModule:
+def put_together(
+    frame: fx.GraphModule, chain: Mapping[str, Any], modules: Mapping[str, fx.GraphModule]
+) -> fx.GraphModule:
     """The inverse of ``taken_apart``, over these stage modules."""
     graph = frame.graph
     graph.erase_node(graph.output_node())

@@ -39,6 +39,7 @@ def _from_data(name: str, data: Mapping[str, Any]) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         raise PlanError(f"constant {name!r} has dtype {data['dtype']!r}, which torch does not know")
     if len(content) != n_values * dtype.itemsize:
-        raise PlanError(f"constant {name!r} has {len(content)} bytes; {data['dtype']} {data['shape']} takes {n_values * dtype.itemsize}")
+        expected = f"{n_values * dtype.itemsize} for {data['dtype']} {data['shape']}"
+        raise PlanError(f"constant {name!r} has {len(content)} bytes; expected {expected}")
     flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
     return flat.reshape(data["shape"]).to(data["device"])

@@ -145,7 +145,7 @@ class _StageBuilder:
         while _returns_its_input(value) and self._storage(source) is storage:
             value, source = source, source.args[0] if source.args else None
         maker = source if value.target is operator.getitem else value
-        return maker in self.inside and maker.op == "call_function" and storage.owner is maker
+        return maker in self.inside and self.inside[maker].op == "call_function" and storage.owner is maker
 
     def _storage(self, value: fx.Node) -> Storage:
         return self.found.values[value][0].storage

@@ -1,0 +1,25 @@
+"""``pytest --golden`` writes the files under ``golden/`` anew; look at the difference before it is committed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the golden files anew instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """``golden("page.txt", text)`` compares with the file, or writes it."""
+
+    def check(name: str, text: str) -> None:
+        file = GOLDEN / name
+        if request.config.getoption("--golden"):
+            file.write_text(text + "\n")
+        assert text + "\n" == file.read_text(), f"golden/{name} differs; pytest --golden writes it anew"
+
+    return check
