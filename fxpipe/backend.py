@@ -4,19 +4,23 @@
 The joint graph comes through Inductor's public ``custom_partitioner_fn``; the rewrite is the one of ``passes/compress.py``.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch.fx as fx
+from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
+from fxpipe import save_points, value_facts
 from fxpipe.errors import OptionError, unknown
 from fxpipe.ir.compression import CompressionPlan
+from fxpipe.passes import compress
 from fxpipe.passes.compress import compress_halves, parse_format
 from fxpipe.passes.lower import PARTITIONERS
-from fxpipe.save_points import MIN_BYTES, choose_save_points, share_storages
+from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, share_storages
+from fxpipe.triton_kernels import format as formats, ops
 
 DEFAULT_FORMAT = "bfp8b32"
 """Used where no options can be given; safe for every model: gradients within about one percent."""
@@ -36,7 +40,13 @@ class BackendOptions:
     on_plan: Callable[[CompressionPlan], None] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.format, str | None):
+            raise OptionError(f"option format is a text such as {DEFAULT_FORMAT!r}, or None; found {self.format!r}")
         parse_format(self.format)
+        if type(self.min_bytes) is not int or self.min_bytes < 0:
+            raise OptionError(f"option min_bytes is a number of bytes, 0 or more; found {self.min_bytes!r}")
+        if not (self.on_plan is None or callable(self.on_plan)):
+            raise OptionError(f"option on_plan is a function of one CompressionPlan, or None; found {self.on_plan!r}")
         if self.partitioner not in PARTITIONERS:
             raise OptionError(unknown("partitioner", self.partitioner, PARTITIONERS))
 
@@ -63,6 +73,8 @@ class CompressingPartitioner(CustomPartitionerFn):
         if options.partitioner == "default":
             kwargs.pop("compiler", None)
         n_outputs: int = kwargs["num_fwd_outputs"]
+        if options.format is not None:
+            save_relus(gm.graph)
         forward, backward = PARTITIONERS[options.partitioner](gm, joint_inputs, **kwargs)
         share_storages(forward.graph, backward.graph, n_outputs)
         points = choose_save_points(
@@ -77,30 +89,27 @@ class CompressingPartitioner(CustomPartitionerFn):
         """Everything that the compiled code depends on: the options, and the source of the rewrite."""
         if self.options.on_plan is not None:
             return None  # a cached graph would not call it
-        own = Path(__file__).parent
-        import fxpipe.passes.compress
-        import fxpipe.triton_kernels as kernels
-
-        sources = [own / "save_points.py", own / "value_facts.py", fxpipe.passes.compress.__file__]
-        sources += sorted(Path(kernels.__path__[0]).glob("*.py"))
-        options = tuple(getattr(self.options, f.name) for f in fields(self.options))
-        return get_hash_for_files(tuple(map(str, sources)), str(options))
+        modules = (sys.modules[__name__], save_points, value_facts, compress, formats, ops)
+        return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 
 
 def fxpipe(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, **_: Any
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """Compiles one graph of Dynamo's with Inductor and compressed saves; registered as the backend ``fxpipe``.
 
+    ``options`` are fxpipe's own, the fields of BackendOptions; ``mode`` is Inductor's. ``torch.compile`` takes one of them.
+
     Raises:
-        OptionError: an option is unknown or has a bad value.
+        OptionError: an option is unknown or has a bad value. ``torch.compile`` shows it inside a BackendCompilerFailed.
     """
-    import fxpipe.triton_kernels.ops  # noqa: F401  (registers the operators)
     from torch._inductor.compile_fx import compile_fx
 
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
-    patches = {"custom_partitioner_fn": partitioner}
+    patches = {**list_mode_options(mode or "default"), "custom_partitioner_fn": partitioner}
     compiled: Callable[..., Any] = compile_fx(graph_module, example_inputs, config_patches=patches)
     return compiled
-
-

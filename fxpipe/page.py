@@ -13,6 +13,7 @@ from fxpipe.simulate import Timeline
 from fxpipe.units import format_bytes, format_seconds
 
 WIDTH = 110
+WIDEST_SPAN = 36
 MOST_GROUPS = 11
 
 
@@ -78,14 +79,21 @@ def _module_spans(plan: Planned) -> list[str]:
 
 
 def _span(first: str, last: str) -> str:
-    """``model.wte - ..h.1``: what both begin with is said once, and a number never stands alone."""
-    if first == last:
-        return first
-    parts = last.split(".")
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts[:-1], first.split("."), strict=False)))
-    if shared and parts[shared].isdigit():
-        shared -= 1
-    return f"{first} - {'..' if shared else ''}{'.'.join(parts[shared:])}"
+    """``model.wte - ..h.1``: what both begin with is said once, and a number never stands alone.
+
+    Where that is too wide for the table, the deeper of the two is told less deeply.
+    """
+    begin, end = first.split("."), last.split(".")
+    while True:
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(end[:-1], begin, strict=False)))
+        if shared and end[shared].isdigit():
+            shared -= 1
+        text = f"{'.'.join(begin)} - {'..' if shared else ''}{'.'.join(end[shared:])}"
+        if begin == end:
+            return ".".join(begin)
+        if len(text) <= WIDEST_SPAN or max(len(begin), len(end)) == 1:
+            return text
+        max(begin, end, key=len).pop()
 
 
 def _paths(plan: Planned, stage: StagePlan) -> list[str]:

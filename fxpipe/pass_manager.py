@@ -1,14 +1,14 @@
 """Pipeline: runs passes in order; checks what each requires, copies, times, verifies, records, dumps."""
 
-import copy
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch.fx as fx
-
 from fxpipe.errors import VerifyError
+from fxpipe.graph_module import copy_graph_module, lazy_graph_modules
 from fxpipe.ir.program import PassRecord, Program
 from fxpipe.pass_base import Pass
 from fxpipe.verify import verify_program
@@ -37,33 +37,36 @@ class Pipeline:
     def run(self, program: Program) -> Program:
         """Runs every pass; the given program is not changed. Raises what a pass raises, or VerifyError."""
         verify_program(program, "the pipeline's input")
-        for step in self.passes:
-            before = program
-            start = time.perf_counter()
-            program = step.run(replace(before, graph_module=_copy(before.graph_module)))
-            seconds = time.perf_counter() - start
-            verify_program(program, str(step))
-            missing = [p.__name__ for p in step.provides if p not in program.facts]
-            if missing:
-                raise VerifyError(f"{step.name} provides {', '.join(missing)} but left none")
-            record = PassRecord(str(step), seconds, len(program.graph.nodes))
-            program = replace(program, log=(*program.log, record))
-            for observe in self.observers:
-                observe(step, before, program)
+        with lazy_graph_modules(), _without_collection():
+            for step in self.passes:
+                before, program = program, _run(step, program)
+                for observe in self.observers:
+                    observe(step, before, program)
         return program
 
 
-def _copy(module: fx.GraphModule) -> fx.GraphModule:
-    """A new graph over the same tensors and submodules."""
-    graph = fx.Graph()
-    output = graph.graph_copy(module.graph, val_map := {})
-    last = graph.output(output)
-    last.meta = copy.copy(module.graph.output_node().meta)
-    for old, new in val_map.items():
-        new.meta = copy.copy(old.meta)
-    result = fx.GraphModule(module, graph, module._get_name())
-    result.train(module.training)
-    return result
+def _run(step: Pass, before: Program) -> Program:
+    start = time.perf_counter()
+    program = step.run(replace(before, graph_module=copy_graph_module(before.graph_module)))
+    seconds = time.perf_counter() - start
+    verify_program(program, str(step))
+    missing = [p.__name__ for p in step.provides if p not in program.facts]
+    if missing:
+        raise VerifyError(f"{step.name} provides {', '.join(missing)} but left none")
+    record = PassRecord(str(step), seconds, len(program.graph.nodes))
+    return replace(program, log=(*program.log, record))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Puts the search for cyclic garbage off: passes make many small objects that live on, and it would visit them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

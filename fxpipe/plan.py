@@ -14,7 +14,9 @@ from fxpipe.ir.stage_graphs import LoweredStages
 from fxpipe.microbatch import Microbatches
 from fxpipe.passes.schedule_orders import add_communication
 from fxpipe.pipeline import Options
-from fxpipe.runtime.pipe import Pipe, PipeSpec, open_pipe
+from fxpipe.runtime.distributed import DistributedPipe, launched_ranks
+from fxpipe.runtime.local import LocalPipe
+from fxpipe.runtime.pipe import Pipe, PipeSpec
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Plan:
         Raises:
             OptionError: torchrun started another number of ranks than the plan has.
         """
-        return open_pipe(self.spec(), self.model)
+        return (LocalPipe if launched_ranks() is None else DistributedPipe)(self.spec(), self.model)
 
     def spec(self) -> PipeSpec:
         """What a pipe needs of the plan."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from fxpipe.ir.action import ComputationType as Type
 from fxpipe.plan import Plan
-from fxpipe.runtime.pipe import LocalPipe
+from fxpipe.runtime.local import LocalPipe
 from fxpipe.simulate import CutCost, StageCost, StageTimes, simulate
 from fxpipe.units import parse_bytes_per_second
 

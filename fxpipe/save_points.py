@@ -5,17 +5,21 @@ from dataclasses import replace
 
 import torch
 import torch.fx as fx
+from torch.utils.checkpoint import CheckpointPolicy
 
+from fxpipe.backward_facts import BackwardFacts, backward_facts
 from fxpipe.ir.compression import SavePoint
 from fxpipe.triton_kernels.format import DTYPES, BFPFormat
 from fxpipe.value_facts import (
-    exponentiated,
+    NOTHING,
+    Received,
     hint,
     holds_infinities,
     is_floating,
     is_log_softmax,
     is_non_negative,
     is_statistic,
+    original_of,
     storage_of,
     view_source,
 )
@@ -31,51 +35,59 @@ def choose_save_points(
     format: BFPFormat | None,
     *,
     stage_index: int = 0,
-    releasable: frozenset[str] = frozenset(),
+    received: Received = NOTHING,
     min_bytes: int = MIN_BYTES,
 ) -> tuple[SavePoint, ...]:
     """Decides for every tensor after the first ``n_outputs`` outputs of ``forward``, each storage once.
 
-    Parameters and inputs take no memory of their own and are not listed, except the placeholders named ``releasable``
-    (activations received from another stage). ``format`` of ``None`` keeps everything.
+    Parameters and inputs take no memory of their own and are not listed, except the ``received`` placeholders: values
+    of another stage, each with that stage's node, from which facts about it are known. ``format`` of ``None`` keeps everything.
     Values that share a storage must have been brought together first (``share_storages``).
     """
     outputs = forward.output_node().args[0]
     returned = {storage_of(n) for n in outputs[:n_outputs] if isinstance(n, fx.Node)}
-    exact = exponentiated(backward)
+    pairs = saved_pairs(forward, backward, n_outputs)
+    uses = backward_facts(backward, (placeholder for _, placeholder in pairs))
     points = []
-    for node in outputs[n_outputs:]:
-        source = storage_of(node)
-        if not isinstance(node.meta["val"], torch.Tensor) or _is_static(source, releasable):
+    for node, placeholder in pairs:
+        if _is_static(storage_of(node), received):
             continue
-        refusal = _refusal(node, returned, exact, format, min_bytes)
+        refusal = "copy of a parameter or input" if _is_static(original_of(node), received) else ""
+        refusal = refusal or _refusal(node, returned, received, min_bytes) or _refusal_of_uses(node, placeholder.name, uses)
+        if not refusal and format is None:
+            refusal = "no format asked"
         points.append(_point(node, stage_index, None if refusal else format, refusal))
     return tuple(points)
 
 
-def _is_static(source: fx.Node, releasable: frozenset[str]) -> bool:
-    return source.op in ("placeholder", "get_attr") and source.name not in releasable
+def _is_static(source: fx.Node, received: Received) -> bool:
+    return source.op in ("placeholder", "get_attr") and source not in received
 
 
-def _refusal(
-    node: fx.Node, returned: set[fx.Node], exact: frozenset[str], format: BFPFormat | None, min_bytes: int
-) -> str:
+def _refusal(node: fx.Node, returned: set[fx.Node], received: Received, min_bytes: int) -> str:
     """Why the value must stay as it is, or nothing."""
     rules: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: not is_floating(node), "integer or bool"),
         (lambda: _dtype(node) not in DTYPES, "dtype without a format"),
         (lambda: storage_of(node) in returned, "also returned"),
-        (lambda: is_statistic(node), "statistic"),
+        (lambda: is_statistic(node, received), "statistic"),
         (lambda: is_log_softmax(node), "log-softmax"),
-        (lambda: node.name in exact, "exponentiated in backward"),
-        (lambda: holds_infinities(node), "may hold infinities"),
+        (lambda: holds_infinities(node, received), "may hold infinities"),
         (lambda: _raw_bytes(node) < min_bytes, "small"),
-        (lambda: format is None, "no format asked"),
     )
     for applies, reason in rules:
         if applies():
             return reason
     return ""
+
+
+def _refusal_of_uses(node: fx.Node, name: str, uses: BackwardFacts) -> str:
+    """Why backward, which knows the value as ``name``, needs it as it is, or nothing."""
+    if name in uses.exponentiated:
+        return "exponentiated in backward"
+    if name in uses.compared or (name in uses.compared_with_zero and not is_non_negative(node)):
+        return "compared in backward"
+    return "divided by in backward" if name in uses.divided else ""
 
 
 def _point(node: fx.Node, stage_index: int, format: BFPFormat | None, refusal: str) -> SavePoint:
@@ -120,6 +132,15 @@ def _operator(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_function" else node.op
 
 
+def save_relus(joint: fx.Graph) -> None:
+    """Tells min-cut, which runs next, to save a ReLU's output rather than compute it again in backward.
+
+    Its zeros are a mask, and survive compression; computed again from a compressed value they would be others.
+    """
+    for node in joint.find_nodes(op="call_function", target=torch.ops.aten.relu.default):
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
 def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> None:
     """Saves one storage once: where saved values are views of one node, that node is saved and the views are redone in backward.
 
@@ -137,8 +158,7 @@ def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> Non
     """
     groups: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
     for node, placeholder in saved_pairs(forward, backward, n_outputs):
-        if isinstance(node.meta["val"], torch.Tensor):
-            groups.setdefault(storage_of(node), []).append((node, placeholder))
+        groups.setdefault(storage_of(node), []).append((node, placeholder))
     output = forward.output_node()
     outputs = list(output.args[0])
     replaced: dict[fx.Node, fx.Node | None] = {}
@@ -162,9 +182,18 @@ def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> Non
 
 
 def saved_pairs(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> list[tuple[fx.Node, fx.Node]]:
-    """Each saved value of ``forward`` with the placeholder of ``backward`` that receives it: they correspond by position."""
-    saved = forward.output_node().args[0][n_outputs:]
-    return list(zip(saved, backward.find_nodes(op="placeholder"), strict=False))
+    """Each saved tensor of ``forward`` with the placeholder of ``backward`` that receives it.
+
+    Tensors correspond by position, and what follows them in backward are gradients. Symbolic sizes have their own rule:
+    forward returns them after the tensors, backward takes them before.
+    """
+    saved = [n for n in forward.output_node().args[0][n_outputs:] if is_tensor(n)]
+    return list(zip(saved, filter(is_tensor, backward.find_nodes(op="placeholder")), strict=False))
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Not a symbolic size, a tuple, or an opaque object."""
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _worth_sharing(source: fx.Node, base: fx.Node | None, views: list[fx.Node]) -> bool:
@@ -217,4 +246,4 @@ def new_placeholder(graph: fx.Graph, name: str) -> fx.Node:
 
 def first_user(node: fx.Node) -> fx.Node:
     """The first node, in program order, that reads ``node``; the graph's output if none does."""
-    return next((n for n in node.graph.nodes if n in node.users), node.graph.output_node())
+    return min(node.users, default=node.graph.output_node())

@@ -5,7 +5,8 @@ Each function looks at a node of a functional ATen graph and the nodes that it w
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ import torch.fx as fx
 
 aten = torch.ops.aten
 
+_COPIES = {aten.clone.default, aten._to_copy.default, torch.ops.prims.convert_element_type.default}
 _REDUCTIONS = {
     aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.var.correction, aten.var_mean.correction,
-    aten.amax.default, aten.amin.default, aten.max.dim, aten.logsumexp.default, aten.prod.default,
+    aten.std.correction, aten.std_mean.correction, aten.amax.default, aten.amin.default, aten.max.dim, aten.min.dim, aten.logsumexp.default, aten.prod.default,
     aten.linalg_vector_norm.default,
 }  # fmt: skip
 _STATISTIC_OUTPUTS = {
@@ -34,7 +36,7 @@ _STATISTIC_OUTPUTS = {
     aten.nll_loss2d_forward.default: (0, 1),
 }
 _KEEP_SIGN = {
-    aten.clone.default, aten._to_copy.default, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
+    *_COPIES, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
     aten.sum.dim_IntList, aten.sum.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.native_dropout.default,
     aten.amax.default, aten.sqrt.default, aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
 }  # fmt: skip
@@ -42,16 +44,24 @@ _NON_NEGATIVE = {
     aten.relu.default, aten.sigmoid.default, aten._softmax.default, aten.exp.default, aten.abs.default, aten.rsqrt.default,
     aten._safe_softmax.default, aten.rand.default,
 }  # fmt: skip
+_SUMS_AND_PRODUCTS = {
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar,
+}  # fmt: skip
 _POINTWISE_LINEAR = {
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.clone.default, aten._to_copy.default,
+    *_SUMS_AND_PRODUCTS, aten.div.Tensor, aten.div.Scalar, aten.neg.default, *_COPIES,
     aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.cat.default, aten.maximum.default, aten.minimum.default,
 }  # fmt: skip
 _FILLS = {
     aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default, aten.masked_fill.Scalar,
     aten.fill.Scalar,
 }  # fmt: skip
+_TAKE_LITERALS = {*_FILLS, *_SUMS_AND_PRODUCTS, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar}
 HUGE = 1e4
 """A literal of at least this magnitude stands for infinity: -inf, or the least finite value of a dtype (float16: -65504)."""
+
+Received = Mapping[fx.Node, fx.Node]
+"""Placeholders that stand for a value of another graph (of the stage before), each with that graph's node."""
+NOTHING: Received = MappingProxyType({})
 
 
 def view_source(node: fx.Node) -> fx.Node | None:
@@ -80,6 +90,13 @@ def storage_of(node: fx.Node) -> fx.Node:
     """The node that allocated the storage which ``node`` shows: itself, or the end of its chain of views."""
     while (source := view_source(node)) is not None:
         node = source
+    return node
+
+
+def original_of(node: fx.Node) -> fx.Node:
+    """What ``node`` shows or copies, in another dtype or layout perhaps: the end of its chain of views and copies."""
+    while (source := view_source(node)) is not None or node.target in _COPIES:
+        node = source if source is not None else _arg(node)
     return node
 
 
@@ -132,10 +149,10 @@ def _arg(node: fx.Node) -> fx.Node:
     return value
 
 
-def is_statistic(node: fx.Node) -> bool:
+def is_statistic(node: fx.Node, received: Received = NOTHING) -> bool:
     """A mean, variance, reciprocal deviation, log-sum-exp, maximum ...: the result of a reduction, or pointwise of such only."""
-    if (source := view_source(node)) is not None:
-        return is_statistic(source)
+    if (source := received.get(node) or view_source(node)) is not None:
+        return is_statistic(source, received)
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
@@ -146,25 +163,25 @@ def is_statistic(node: fx.Node) -> bool:
     if not _is_pointwise(node.target):
         return False
     inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    return bool(inputs) and all(is_statistic(n) for n in inputs)
+    return bool(inputs) and all(is_statistic(n, received) for n in inputs)
 
 
 def _is_pointwise(target: Any) -> bool:
-    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in (aten._to_copy.default, aten.clone.default)
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in _COPIES
 
 
-def holds_infinities(node: fx.Node) -> bool:
+def holds_infinities(node: fx.Node, received: Received = NOTHING) -> bool:
     """A mask or masked scores: some literal of at least ``HUGE`` went in through fills, choices, sums or products."""
-    return any(_has_huge_literal(n) for n in _linear_ancestors(node))
+    return any(_has_huge_literal(n) for n in _linear_ancestors(node, received))
 
 
 def _has_huge_literal(node: fx.Node) -> bool:
-    return node.target in _FILLS | {aten.where.ScalarOther, aten.where.ScalarSelf} and any(
+    return node.target in _TAKE_LITERALS and any(
         isinstance(a, int | float) and (math.isinf(a) or abs(a) >= HUGE) for a in node.args
     )
 
 
-def _linear_ancestors(node: fx.Node) -> Iterator[fx.Node]:
+def _linear_ancestors(node: fx.Node, received: Received) -> Iterator[fx.Node]:
     """The node and all that reaches it through views, fills, choices, sums and products of floating values."""
     seen: set[fx.Node] = set()
     todo = [node]
@@ -174,7 +191,7 @@ def _linear_ancestors(node: fx.Node) -> Iterator[fx.Node]:
             continue
         seen.add(at)
         yield at
-        if (source := view_source(at)) is not None:
+        if (source := received.get(at) or view_source(at)) is not None:
             todo.append(source)
         elif at.target in _POINTWISE_LINEAR:
             todo.extend(n for n in at.all_input_nodes if is_floating(n))
@@ -188,7 +205,7 @@ def is_floating(node: fx.Node) -> bool:
 
 def is_log_softmax(node: fx.Node) -> bool:
     """A log-softmax, whole or written out as ``x - log(sum(exp(x)))``."""
-    node = storage_of(node)
+    node = original_of(node)
     if node.target is aten._log_softmax.default:
         return True
     if node.target not in (aten.sub.Tensor,):
@@ -213,7 +230,7 @@ def _shifted_sources(node: fx.Node, shifted: bool = False) -> Iterator[fx.Node]:
         if shifted and is_floating(node):
             yield node
         return
-    if (source := view_source(node)) is not None or node.target in (aten._to_copy.default, aten.clone.default):
+    if (source := view_source(node)) is not None or node.target in _COPIES:
         yield from _shifted_sources(source if source is not None else _arg(node), shifted)
     elif node.target in (aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self):
         size = _numel(node)
@@ -233,5 +250,5 @@ def _numel(node: fx.Node) -> int:
 
 
 def hint(size: int | torch.SymInt) -> int:
-    """The number, or the example's value of a symbolic one."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The number, or the example's value of a symbolic one; 0 where only a run can tell."""
+    return int(size.node.hint or 0) if isinstance(size, torch.SymInt) else int(size)

@@ -3,19 +3,23 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.fx as fx
 
 from fxpipe.errors import FormatError, VerifyError
+from fxpipe.graph_module import copy_graph_module
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.pass_base import Pass
-from fxpipe.save_points import MIN_BYTES, choose_save_points, first_user, new_placeholder, saved_pairs
+from fxpipe.save_points import MIN_BYTES, choose_save_points, first_user, is_tensor, new_placeholder, saved_pairs
 from fxpipe.triton_kernels import format as formats
 from fxpipe.value_facts import hint, view_source
+
+_COPIED_META = ("stack_trace", "nn_module_stack", "saved_tensor_with_no_vc_check")
+"""The last is AOTAutograd's: it saves the tensors so marked apart from the others, in order of the output."""
 
 
 def parse_format(text: str | None) -> formats.BFPFormat | None:
@@ -45,16 +49,20 @@ class ChooseSavePoints(Pass):
     def run(self, program: Program) -> Program:
         format = parse_format(self.format)
         points: list[SavePoint] = []
+        received: dict[fx.Node, fx.Node] = {}
+        sent: list[fx.Node] = []
         for stage in program.fact(LoweredStages).stages:
+            received |= _received(stage, sent)
             points += choose_save_points(
                 stage.forward.graph_module.graph,
                 stage.backward.graph_module.graph,
                 _n_outputs(stage),
                 format,
                 stage_index=stage.index,
-                releasable=_received_placeholders(stage),
+                received=received,
                 min_bytes=self.min_bytes,
             )
+            sent = _sent(stage)
         return program.with_facts(CompressionPlan(tuple(points)))
 
 
@@ -90,7 +98,10 @@ class CompressSavePoints(Pass):
         return program.with_facts(LoweredStages(tuple(stages)))
 
     def _rewrite(self, stage: StageGraphs, points: tuple[SavePoint, ...]) -> StageGraphs:
-        forward, backward = _copy(stage.forward.graph_module), _copy(stage.backward.graph_module)
+        forward, backward = (
+            copy_graph_module(stage.forward.graph_module),
+            copy_graph_module(stage.backward.graph_module),
+        )
         n_outputs = _n_outputs(stage)
         compress_halves(forward, backward, n_outputs, points)
         saved = tuple(Binding("saved", n.name) for n in forward.graph.output_node().args[0][n_outputs:])
@@ -118,16 +129,18 @@ def compress_halves(
         names = ", ".join(n.name for n, _ in pairs)
         raise VerifyError(f"the compression plan names {missing[0]!r}, which forward does not save; it saves {names}")
     output = forward.graph.output_node()
-    kept: list[Any] = list(output.args[0][:n_outputs])
+    returned = list(output.args[0])
+    tensors: list[fx.Node] = []
+    sizes = [n for n in returned[n_outputs:] if not is_tensor(n)]
     for node, placeholder in pairs:
         if node.name not in chosen:
-            kept.append(node)
+            tensors.append(node)
             continue
         format = formats.BFPFormat.parse(chosen[node.name].format)
         planes = _insert_compress(node, format)
-        _insert_decompress(node, placeholder, planes, format)
-        kept += planes
-    output.args = (type(output.args[0])(kept),)
+        _insert_decompress(node, placeholder, planes, _save_sizes(node, sizes, backward.graph), format)
+        tensors += planes
+    output.args = (type(output.args[0])([*returned[:n_outputs], *tensors, *sizes]),)
     forward.recompile()
     backward.recompile()
 
@@ -137,9 +150,7 @@ def _insert_compress(node: fx.Node, format: formats.BFPFormat) -> list[fx.Node]:
     graph, val = node.graph, node.meta["val"]
     arguments = (node, str(format), memory_order(val))
     with graph.inserting_after(_last_use(node)):
-        whole = graph.call_function(
-            torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}"
-        )
+        whole = graph.call_function(torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}")
     _describe(whole, node, torch.ops.fxpipe.bfp_compress.default(val, *arguments[1:]))
     planes = []
     at = whole
@@ -151,38 +162,68 @@ def _insert_compress(node: fx.Node, format: formats.BFPFormat) -> list[fx.Node]:
     return planes
 
 
-def _insert_decompress(node: fx.Node, placeholder: fx.Node, planes: Sequence[fx.Node], format: formats.BFPFormat) -> None:
+def _save_sizes(node: fx.Node, saved: list[fx.Node], backward: fx.Graph) -> list[int | fx.Node]:
+    """The sizes of a value as backward knows them: a number, or the placeholder of a symbolic size.
+
+    Where backward has none of that size, forward saves it: it joins ``saved``, which forward returns after its tensors,
+    and ``backward`` takes it before its tensors, in the same order.
+    """
+    known = {p.meta["val"].node.expr: p for p in backward.find_nodes(op="placeholder") if _is_size(p)}
+    sizes: list[int | fx.Node] = []
+    for dim, size in enumerate(node.meta["val"].shape):
+        if isinstance(size, torch.SymInt) and size.node.expr not in known:
+            with node.graph.inserting_after(_last_use(node)):
+                saved.append(node.graph.call_function(torch.ops.aten.sym_size.int, (node, dim)))
+            _describe(saved[-1], node, size)
+            known[size.node.expr] = _add_size(backward, saved[-1])
+        sizes.append(known[size.node.expr] if isinstance(size, torch.SymInt) else size)
+    return sizes
+
+
+def _add_size(backward: fx.Graph, size: fx.Node) -> fx.Node:
+    first_other = next(n for n in backward.nodes if not _is_size(n))
+    with backward.inserting_before(first_other):
+        placeholder = new_placeholder(backward, size.name)
+    placeholder.meta = dict(size.meta)
+    return placeholder
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
+
+
+def _insert_decompress(
+    node: fx.Node,
+    placeholder: fx.Node,
+    planes: Sequence[fx.Node],
+    sizes: Sequence[int | fx.Node],
+    format: formats.BFPFormat,
+) -> None:
     graph, val = placeholder.graph, node.meta["val"]
     with graph.inserting_before(placeholder):
         stored = [new_placeholder(graph, p.name) for p in planes]
     for new, plane in zip(stored, planes, strict=True):
         _describe(new, node, plane.meta["val"])
-    arguments = (str(format), list(val.shape), memory_order(val), val.dtype)
+    order = memory_order(val)
+    arguments = (stored, str(format), list(sizes), order, val.dtype)
     with graph.inserting_before(first_user(placeholder)):
-        value = graph.call_function(
-            torch.ops.fxpipe.bfp_decompress.default, (stored, *arguments), name=f"decompress_{node.name}"
-        )
-    fake = torch.ops.fxpipe.bfp_decompress.default([p.meta["val"] for p in planes], *arguments)
+        value = graph.call_function(torch.ops.fxpipe.bfp_decompress.default, arguments, name=f"decompress_{node.name}")
+    stored_vals = [p.meta["val"] for p in stored]
+    fake = torch.ops.fxpipe.bfp_decompress.default(stored_vals, str(format), list(val.shape), order, val.dtype)
     _describe(value, node, fake)
     placeholder.replace_all_uses_with(value)
     graph.erase_node(placeholder)
 
 
 def _describe(new: fx.Node, served: fx.Node, val: object) -> None:
-    new.meta = {k: served.meta[k] for k in ("stack_trace", "nn_module_stack") if k in served.meta}
+    new.meta = {k: served.meta[k] for k in _COPIED_META if k in served.meta}
     new.meta["val"] = val
 
 
 def _last_use(node: fx.Node) -> fx.Node:
     """The last node before the output that reads ``node`` or a view of it; ``node`` itself if none does."""
-    alive = {node}
-    last = node
-    for at in node.graph.nodes:
-        if at.op != "output" and any(n in alive for n in at.all_input_nodes):
-            last = at
-            if view_source(at) in alive:
-                alive.add(at)
-    return last
+    readers = (user for user in node.users if user.op != "output")
+    return max((_last_use(r) if view_source(r) is node else r for r in readers), default=node)
 
 
 def memory_order(val: torch.Tensor) -> list[int]:
@@ -195,21 +236,13 @@ def _n_outputs(stage: StageGraphs) -> int:
     return sum(1 for b in stage.forward.outputs if b.kind != "saved")
 
 
-def _received_placeholders(stage: StageGraphs) -> frozenset[str]:
-    """Names of forward's placeholders that were received from the stage before, so that dropping them frees memory."""
+def _received(stage: StageGraphs, sent: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Forward's placeholders of the values that the stage before ``sent``, each with its node there; dropping them frees memory."""
     placeholders = stage.forward.graph_module.graph.find_nodes(op="placeholder")
-    n_received = len(stage.received)
-    return frozenset(
-        n.name
-        for n, b in zip(placeholders, stage.forward.inputs, strict=True)
-        if b.kind == "input" and int(b.name) < n_received
-    )
+    inputs = [(n, int(b.name)) for n, b in zip(placeholders, stage.forward.inputs, strict=True) if b.kind == "input"]
+    return {n: sent[i] for n, i in inputs if i < len(stage.received)}
 
 
-def _copy(module: fx.GraphModule) -> fx.GraphModule:
-    graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(module.graph, mapping))
-    for old, new in mapping.items():
-        new.meta = dict(old.meta)
-    return fx.GraphModule(module, graph, module._get_name())
+def _sent(stage: StageGraphs) -> list[fx.Node]:
+    returned = stage.forward.graph_module.graph.output_node().args[0]
+    return [n for n, b in zip(returned, stage.forward.outputs, strict=True) if b.kind == "output"]

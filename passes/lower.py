@@ -24,7 +24,7 @@ from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.pass_base import Pass
-from fxpipe.save_points import share_storages
+from fxpipe.save_points import save_relus, share_storages
 
 JointPartitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 PARTITIONERS: dict[str, JointPartitioner] = {
@@ -91,10 +91,11 @@ def lower_stage(
     flags = (*needs_grad, *[False] * (len(placeholders) - len(received)))
     examples = tuple(n.meta["val"].detach().requires_grad_(f) for n, f in zip(placeholders, flags, strict=True))
     with contextlib.ExitStack() as stack:
-        exported = aot_export_joint_with_descriptors(stack, module, examples)
+        exported = aot_export_joint_with_descriptors(stack, module, examples, _disable_torch_fn_metadata_mode=True)
         joint = exported.graph_module
         metadata = exported._aot_state.fw_metadata
         meanings = _output_meanings(joint)
+        save_relus(joint.graph)
         forward, backward = PARTITIONERS[partitioner](joint, None, num_fwd_outputs=metadata.num_forward)
     share_storages(forward.graph, backward.graph, metadata.num_forward)
     forward.recompile()

@@ -11,6 +11,7 @@ from torch._prims_common import is_contiguous_or_false
 
 from fxpipe.cut_rules import flat_outputs
 from fxpipe.errors import VerifyError
+from fxpipe.graph_module import new_graph_module
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan
 from fxpipe.ir.program import Program
@@ -35,8 +36,10 @@ class SplitStages(Pass):
     A stage takes the values that it receives, then the program's inputs that it reads, and returns what it sends; the last
     returns the program's outputs. Parameters and buffers keep their qualified names and are the model's own tensors; one
     that is read under two names has the first in every stage. What a stage returns is contiguous and shares no memory
-    with its arguments, its parameters or another result: it is copied where that is not sure. Recomputed nodes are copied
-    into each stage under the same name. Values and gradients stay bitwise the same.
+    with its arguments, its parameters or another result: it is copied where that is not sure. A value whose dimensions lie
+    in memory in another order (a transpose, channels last) is sent in the order in which it lies and is turned back where
+    it arrives, so that operators see the strides that they saw before. Recomputed nodes are copied into each stage under
+    the same name. Values and gradients stay bitwise the same.
 
     Before::
 
@@ -46,15 +49,17 @@ class SplitStages(Pass):
         add      = aten.add(mul, t)
         return (add,)
 
-    After, cut before ``mul`` (``t`` is a view, so it is copied to be sent)::
+    After, cut before ``mul`` (``t`` is a transposed view, so it is turned and copied to be sent)::
 
-        stage_0  = stage_0(x)          linear = aten.linear(x, w0)
-        t        = stage_0[0]          t      = aten.transpose(linear, 0, 1)
-                                       copy_t = aten.clone(t, memory_format=contiguous)
+        stage_0 = stage_0(x)           linear = aten.linear(x, w0)
+        t       = stage_0[0]           t      = aten.transpose(linear, 0, 1)
+                                       turn_t = aten.permute(t, (1, 0))
+                                       copy_t = aten.clone(turn_t, memory_format=contiguous)
                                        return (copy_t,)
-        stage_1  = stage_1(t)          mul    = aten.mul(t, 2)
-        add      = stage_1[0]          add    = aten.add(mul, t)
-        return (add,)                  return (add,)
+        stage_1 = stage_1(t)           back_t = aten.permute(t, (1, 0))
+        add     = stage_1[0]           mul    = aten.mul(back_t, 2)
+        return (add,)                  add    = aten.add(mul, back_t)
+                                       return (add,)
 
     Raises VerifyError where the partition is of another program.
     """
@@ -79,7 +84,7 @@ class SplitStages(Pass):
             results = _call(outer, name, modules[name], flat_outputs(program.graph) if last else plan.sent, arguments)
             values.update(zip(plan.sent, results, strict=False))
         outer.output(results).meta = dict(program.graph.output_node().meta)
-        split = fx.GraphModule(modules, outer, "SplitProgram")
+        split = new_graph_module(modules, outer, "SplitProgram")
         split.train(program.graph_module.training)
         return program.with_graph(split, preserves=(CostTable, Partition))
 
@@ -97,16 +102,19 @@ class _StageBuilder:
         for name, argument in zip((*plan.received, *plan.inputs), arguments, strict=True):
             placeholder = self.graph.placeholder(name)
             placeholder.meta = dict(argument.meta)
-            self.inside[self.by_name[name]] = placeholder
+            value = self.by_name[name]
+            turned = memory_order(value) if name in plan.received else None
+            back = None if turned is None else [turned.index(d) for d in range(len(turned))]
+            self.inside[value] = placeholder if back is None else self._permute(placeholder, back, f"back_{name}")
 
     def build(self, last: bool) -> fx.GraphModule:
         outputs = flat_outputs(self.program.graph) if last else [self.by_name[name] for name in self.plan.sent]
         self._read_tensors([*self.computed, *(value for value in outputs if isinstance(value, fx.Node))])
         for node in self.computed:
             self.inside[node] = self.graph.node_copy(node, self.inside.__getitem__)
-        given: Any = tuple(self._give(value) if isinstance(value, fx.Node) else value for value in outputs)
+        given: Any = tuple(self._give(value, last) if isinstance(value, fx.Node) else value for value in outputs)
         self.graph.output(given)
-        module = fx.GraphModule(self.program.graph_module, self.graph, f"Stage{self.plan.index}")
+        module = new_graph_module(self.program.graph_module, self.graph, f"Stage{self.plan.index}")
         module.train(self.program.graph_module.training)
         return module
 
@@ -123,20 +131,28 @@ class _StageBuilder:
                     self.inside[first] = self.graph.node_copy(first)
                 self.inside[source] = self.inside[first]
 
-    def _give(self, value: fx.Node) -> fx.Node:
+    def _give(self, value: fx.Node, last: bool) -> fx.Node:
         """The value as this stage returns it: itself if it is sure to be contiguous and alone in its memory, else a copy."""
-        node = self.inside[value]
-        if self._is_fresh(value) and is_contiguous_or_false(value.meta["val"]):
-            storage = self._storage(value)
-            if id(storage) not in self.returned:
-                self.returned.add(id(storage))
-                return node
-        copied = self.graph.call_function(
-            aten.clone.default, (node,), {"memory_format": torch.contiguous_format}, name=f"copy_{value.name}"
-        )
-        copied.meta = {k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta}
-        copied.meta["val"] = node.meta["val"].detach().clone(memory_format=torch.contiguous_format)
-        return copied
+        node, storage = self.inside[value], self._storage(value)
+        if is_contiguous_or_false(value.meta["val"]) and self._is_fresh(value) and id(storage) not in self.returned:
+            self.returned.add(id(storage))
+            return node
+        order = None if last else memory_order(value)
+        if order is not None:
+            node = self._permute(node, order, f"turn_{value.name}")
+        copied = self.graph.call_function(aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        return self._named(copied, f"copy_{value.name}", node, _contiguous(node.meta["val"]))
+
+    def _permute(self, node: fx.Node, order: list[int], name: str) -> fx.Node:
+        turned = self.graph.call_function(aten.permute.default, (node, order))
+        return self._named(turned, name, node, node.meta["val"].detach().permute(order))
+
+    def _named(self, node: fx.Node, name: str, source: fx.Node, val: torch.Tensor) -> fx.Node:
+        """Gives a new node its name and its shape, and the place in the model of the value that it serves."""
+        node._rename(name)
+        node.meta = {k: source.meta[k] for k in ("stack_trace", "nn_module_stack") if k in source.meta}
+        node.meta["val"] = val
+        return node
 
     def _is_fresh(self, value: fx.Node) -> bool:
         """Whether an operator of this stage made the value's memory and the value is all of it, not a view."""
@@ -149,6 +165,19 @@ class _StageBuilder:
 
     def _storage(self, value: fx.Node) -> Storage:
         return self.found.values[value][0].storage
+
+
+def _contiguous(val: torch.Tensor) -> torch.Tensor:
+    return val.detach().clone(memory_format=torch.contiguous_format)
+
+
+def memory_order(value: fx.Node) -> list[int] | None:
+    """The dimensions of a value from the outermost in memory, where that is not their own order and leaves no gaps."""
+    val = value.meta["val"]
+    strides = [s.node.hint if isinstance(s, torch.SymInt) else s for s in val.stride()]
+    order = sorted(range(len(strides)), key=lambda d: -strides[d])
+    dense = not is_contiguous_or_false(val) and is_contiguous_or_false(val.detach().permute(order))
+    return order if dense else None
 
 
 def _returns_its_input(node: fx.Node) -> bool:

@@ -159,7 +159,15 @@ def long_chain(n):
     link = (0, *(draw.choice((10**9, 3 * 10**9)) for _ in range(n - 1)), 0)
     byte = tuple(x // 10**3 for x in link)
     time_of = tuple(draw.randrange(10**9) for _ in range(n))
-    return Chain(time_of, tuple(draw.randrange(10**6) for _ in range(n)), (*items, mask, tied), tuple(range(1, n)), link, byte, byte)
+    return Chain(
+        time_of,
+        tuple(draw.randrange(10**6) for _ in range(n)),
+        (*items, mask, tied),
+        tuple(range(1, n)),
+        link,
+        byte,
+        byte,
+    )
 
 
 def test_ten_thousand_nodes_in_sixty_four_stages_take_seconds():

@@ -104,7 +104,9 @@ def test_the_graphs_come_back_node_by_node(name, tmp_path):
             assert printing.listing(new.graph_module.graph) == printing.listing(old.graph_module.graph)
         for field in ("received", "inputs", "outputs", "output_needs_grad", "received_needs_grad"):
             assert getattr(after, field) == getattr(before, field)
-        assert [printing.type_of(x) for x in after.example_outputs] == [printing.type_of(x) for x in before.example_outputs]
+        assert [printing.type_of(x) for x in after.example_outputs] == [
+            printing.type_of(x) for x in before.example_outputs
+        ]
         module = f"stage_{before.index}"
         old, new = (p.program.graph_module.get_submodule(module).graph for p in (plan, loaded))
         assert printing.listing(new) == printing.listing(old)
@@ -176,7 +178,14 @@ def test_other_peoples_folders_and_files_are_not_overwritten(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "chapter 1"
 
 
-FILES = ("plan.json", "costs.json", "constants.json", "graphs/inputs.json", "graphs/stage_1.json", "graphs/stage_0.backward.json")
+FILES = (
+    "plan.json",
+    "costs.json",
+    "constants.json",
+    "graphs/inputs.json",
+    "graphs/stage_1.json",
+    "graphs/stage_0.backward.json",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -205,7 +214,7 @@ def test_a_manifest_cut_short_or_missing_is_named(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(PlanError, match=r"manifest.json: the file is missing"):
         load(folder)
-    with pytest.raises(PlanError, match="there is nothing; expected the folder that Plan.save wrote"):
+    with pytest.raises(PlanError, match=r"there is nothing; expected the folder that Plan.save wrote"):
         load(folder / "none")
     with pytest.raises(PlanError, match="there is a file; expected the folder"):
         load(folder / "plan.json")
@@ -214,7 +223,11 @@ def test_a_manifest_cut_short_or_missing_is_named(folder):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 2, r"the plan has format version 2, written by fxpipe 9.9; this is fxpipe .*, which reads version 1"),
+        (
+            "format_version",
+            2,
+            r"the plan has format version 2, written by fxpipe 9.9; this is fxpipe .*, which reads version 1",
+        ),
         ("torch", "2.12.1+cpu", r"the plan was made with torch 2.12.1\+cpu, this is torch 2.13"),
         ("kind", "recipe", r"not the manifest of a plan, its kind is 'recipe'"),
         ("files", {"../plan.json": {}}, "not the manifest of a plan"),
@@ -274,7 +287,9 @@ def replace_code(model):
 def test_a_model_that_changed_is_refused_and_the_change_named(saved, change, aspect):
     model = fresh("mlp")[0]
     change(model)
-    with pytest.raises(PlanError, match=rf"the model is not the one that the plan was made for: Mlp differs in its .*{aspect} \("):
+    with pytest.raises(
+        PlanError, match=rf"the model is not the one that the plan was made for: Mlp differs in its .*{aspect} \("
+    ):
         load(saved, model)
 
 
@@ -284,23 +299,47 @@ def test_a_model_that_changed_is_refused_and_the_change_named(saved, change, asp
         ("plan.json", lambda d: d["options"].pop("n_ranks"), "options: field 'n_ranks' of Options is missing"),
         ("plan.json", lambda d: d["options"].update(speed=1), "options: field 'speed' of Options is unknown"),
         ("plan.json", lambda d: d["options"].update(n_ranks="2"), "options.n_ranks is '2'; expected int"),
-        ("plan.json", lambda d: d["partition"]["stages"][1].update(nodes="x"), r"partition.stages\[1\].nodes is 'x'; expected tuple"),
+        (
+            "plan.json",
+            lambda d: d["partition"]["stages"][1].update(nodes="x"),
+            r"partition.stages\[1\].nodes is 'x'; expected tuple",
+        ),
         ("plan.json", lambda d: d["partition"].update(stages=None), "partition.stages is None; expected tuple"),
         ("plan.json", lambda d: d["compression"].update(save_points=[7]), r"save_points\[0\] is 7; expected an object"),
         ("plan.json", lambda d: d["schedule"]["programs"][0].append("0X0"), "plan.json: .*not an action: '0X0'"),
-        ("plan.json", lambda d: d["stages"][0]["forward"]["inputs"].append("input 9"), "plan.json: .* placeholders but"),
-        ("plan.json", lambda d: d["stages"][0]["forward"]["inputs"].__setitem__(0, "wish W"), "unknown kind of binding 'wish'"),
-        ("plan.json", lambda d: d["stages"][0].update(index=5), r"plan.json: not what fxpipe writes \(KeyError: 'stage_5'\)"),
+        (
+            "plan.json",
+            lambda d: d["stages"][0]["forward"]["inputs"].append("input 9"),
+            "plan.json: .* placeholders but",
+        ),
+        (
+            "plan.json",
+            lambda d: d["stages"][0]["forward"]["inputs"].__setitem__(0, "wish W"),
+            "unknown kind of binding 'wish'",
+        ),
+        (
+            "plan.json",
+            lambda d: d["stages"][0].update(index=5),
+            r"plan.json: not what fxpipe writes \(KeyError: 'stage_5'\)",
+        ),
         ("plan.json", lambda d: d["chain"]["calls"].reverse(), "plan.json: not what fxpipe writes"),
         ("costs.json", lambda d: d.pop("device"), "costs.json: not a cost table: no 'device'"),
-        ("constants.json", lambda d: d.update(c={"dtype": "float99", "shape": [1], "device": "cpu", "data": ""}), "dtype 'float99'"),
+        (
+            "constants.json",
+            lambda d: d.update(c={"dtype": "float99", "shape": [1], "device": "cpu", "data": ""}),
+            "dtype 'float99'",
+        ),
         (
             "constants.json",
             lambda d: d.update(c={"dtype": "int16", "shape": [2], "device": "cpu", "data": "AAA="}),
             "constants.json: constant 'c' has 2 bytes; expected 4 for int16",
         ),
         ("graphs/stage_0.json", lambda d: d.pop("graph_module"), "stage_0.json: not a graph that fxpipe wrote"),
-        ("graphs/stage_0.json", lambda d: d["graph_module"]["graph"]["nodes"].pop(), "stage_0.json: not a graph that fxpipe wrote"),
+        (
+            "graphs/stage_0.json",
+            lambda d: d["graph_module"]["graph"]["nodes"].pop(),
+            "stage_0.json: not a graph that fxpipe wrote",
+        ),
     ],
 )
 def test_content_that_fxpipe_did_not_write_is_refused(folder, name, change, message):
@@ -310,7 +349,11 @@ def test_content_that_fxpipe_did_not_write_is_refused(folder, name, change, mess
 
 
 def test_containers_for_which_a_module_would_be_imported_are_refused(folder):
-    spec = {"type": "collections.defaultdict", "context": {"default_factory_module": "antigravity"}, "children_spec": []}
+    spec = {
+        "type": "collections.defaultdict",
+        "context": {"default_factory_module": "antigravity"},
+        "children_spec": [],
+    }
     edited(folder, "plan.json", lambda d: d["signature"].update(in_spec=json.dumps([1, spec])))
     with pytest.raises(PlanError, match=r"plan.json: .* hold a collections.defaultdict"):
         load(folder)

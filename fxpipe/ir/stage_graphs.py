@@ -77,6 +77,16 @@ class StageGraphs:
         taken = [str(b) for b in self.backward.inputs if b.kind == "saved"]
         if kept != taken:
             raise VerifyError(f"stage {self.index}: forward saves {kept} but backward takes {taken}")
+        needed = [f"output {i}" for i, n in enumerate(self.output_needs_grad) if n]
+        given = [str(b) for b in self.backward.inputs if b.kind == "output"]
+        if needed != given:
+            raise VerifyError(f"stage {self.index}: gradients of {needed} come in but backward takes those of {given}")
+
+    @property
+    def returned_grads(self) -> tuple[bool, ...]:
+        """Of each received value, whether backward computes its gradient: not where the loss does not depend on it."""
+        computed = {b.name for b in self.backward.outputs if b.kind == "gradient"}
+        return tuple(f"input {i}" in computed for i in range(len(self.received)))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fxpipe.ir.action import ComputationType as Type
 from fxpipe.ir.schedule import Schedule
+from fxpipe.runtime.pipe import Pipe, PipeSpec, add_gradient
 from fxpipe.runtime.stage_runner import StageRunner
+
+
+class LocalPipe(Pipe):
+    """All stages in this process."""
+
+    def __init__(self, spec: PipeSpec, model: nn.Module) -> None:
+        super().__init__(spec, model)
+        self.runners = tuple(spec.runner(i, model) for i in range(len(spec.stages.stages)))
+        self._engine = LocalEngine(self.runners, spec.schedule)
+
+    def _run(self, microbatches: list[dict[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:
+        losses = self._engine.step(microbatches, loss_grad)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, users in self.spec.tied_users().items():
+            grads = [self.runners[u].separate_grads.pop(name, None) for u in reversed(users)]  # in the order of backward
+            add_gradient(parameters[name], _sum([g for g in grads if g is not None]))
+        return losses
 
 
 class LocalEngine:
@@ -35,5 +54,14 @@ class LocalEngine:
                     activations[stage, microbatch] = outputs
             else:
                 grads = self.runners[stage].backward(microbatch, gradients.pop((stage, microbatch)))
-                gradients[stage - 1, microbatch] = grads
+                if stage:
+                    gradients[stage - 1, microbatch] = grads
         return [losses[m] for m in sorted(losses)]
+
+
+@torch.no_grad()
+def _sum(grads: Sequence[Tensor]) -> Tensor:
+    total, *others = grads
+    for grad in others:
+        total += grad
+    return total

@@ -1,7 +1,8 @@
 """One stage at work: runs its forward and backward graph for a microbatch and keeps what is saved in between."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -93,65 +94,78 @@ class StageRunner:
         self.events: list[Event] = []
         """When each forward and backward ran, in this process's clock; whoever reads them clears them."""
         self.saved_bytes = 0
-        """What one microbatch holds between forward and backward, each storage once, the model's own tensors excluded."""
+        """What one microbatch holds between forward and backward, each storage once, the model's and the user's tensors excluded."""
         self.peak_saved_bytes = 0
 
     @torch.no_grad()
     def forward(self, microbatch: int, received: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Runs the forward graph; returns the stage's outputs.
+        """Runs the forward graph; returns the stage's outputs, contiguous.
 
         ``received`` are the values from the stage before, ``inputs`` the program's inputs of this microbatch by name.
         """
-        start = time.perf_counter()
-        placed = [*received, *(inputs[name] for name in self.graphs.inputs)]
-        values = [placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs]
-        del placed
-        outputs: list[Tensor] = []
-        saved: list[Tensor | None] = []
-        for binding, value in zip(self.graphs.forward.outputs, self._forward([v.detach() for v in values]), strict=True):
-            if binding.kind == "mutation" and value is not None:
-                self._tensors[binding.name].copy_(value)
-            elif binding.kind == "output" and value is not None:
-                outputs.append(value)
-            else:
-                saved.append(value)
-        self._saved[microbatch] = saved
-        self._count(saved)
-        self._record(Type.F, microbatch, start)
+        with self._recorded(Type.F, microbatch):
+            own_inputs = [inputs[name] for name in self.graphs.inputs]
+            placed = [*received, *own_inputs]
+            values = [placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs]
+            del placed
+            outputs: list[Tensor] = []
+            saved: list[Tensor | None] = []
+            for binding, value in zip(self.graphs.forward.outputs, self._forward([v.detach() for v in values]), strict=True):
+                if binding.kind == "mutation" and value is not None:
+                    self._tensors[binding.name].copy_(value)
+                elif binding.kind == "output" and value is not None:
+                    outputs.append(value.contiguous())  # as traced; a compiled graph may choose otherwise
+                else:
+                    saved.append(value)
+            self._saved[microbatch] = saved
+            self._count(saved, own_inputs)
         return tuple(outputs)
 
     @torch.no_grad()
     def backward(self, microbatch: int, output_grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Runs the backward graph; adds the parameters' gradients and returns those of the received values.
 
-        ``output_grads``: one for each output, ``None`` for an output that needs none.
+        ``output_grads``: one for each output, ``None`` where the loss does not depend on it.
         """
-        start = time.perf_counter()
-        values = self._take_saved(microbatch)
-        for binding in self.graphs.backward.inputs:
-            if binding.kind == "output":
-                values.append(output_grads[int(binding.name)])
-        received: list[Tensor | None] = [None] * len(self.graphs.received)
-        seen: set[int] = set()
-        for binding, value in zip(self.graphs.backward.outputs, self._backward(values), strict=True):
-            if binding.kind == "none" or value is None:
-                continue
-            kind, _, index = binding.name.partition(" ")
-            if kind == "input" and index:
-                if int(index) < len(received):
-                    received[int(index)] = value.contiguous()  # as the stage before sent it
-            else:
-                self._accumulate(binding, value, seen)
-        self._record(Type.B, microbatch, start)
+        with self._recorded(Type.B, microbatch):
+            values = self._take_saved(microbatch)
+            values += [self._output_grad(int(b.name), output_grads) for b in self.graphs.backward.inputs if b.kind == "output"]
+            received: list[Tensor | None] = [None] * len(self.graphs.received)
+            seen: set[int] = set()
+            for binding, value in zip(self.graphs.backward.outputs, self._backward(values), strict=True):
+                if binding.kind == "none" or value is None:
+                    continue
+                kind, _, index = binding.name.partition(" ")
+                if kind == "input" and index:
+                    if int(index) < len(received):
+                        received[int(index)] = value.contiguous()  # as the stage before sent it
+                else:
+                    self._accumulate(binding, value, seen)
         return tuple(received)
 
-    def _record(self, kind: Type, microbatch: int, start: float) -> None:
+    def _output_grad(self, index: int, output_grads: Sequence[Tensor | None]) -> Tensor:
+        grad = output_grads[index]
+        if grad is not None:
+            return grad
+        example = self.graphs.example_outputs[index]
+        return torch.zeros([int(d) for d in example.shape], dtype=example.dtype, device=example.device)
+
+    @contextlib.contextmanager
+    def _recorded(self, kind: Type, microbatch: int) -> Iterator[None]:
+        """Keeps the times, and says where an error happened."""
         action = Action(self.graphs.index, kind, microbatch)
+        start = time.perf_counter()
+        try:
+            yield
+        except Exception as e:
+            e.add_note(f"fxpipe: in {action}, {'forward' if kind is Type.F else 'backward'} of microbatch {microbatch} on stage "
+                       f"{self.graphs.index}")
+            raise
         self.events.append(Event(action, self.graphs.index, start, time.perf_counter()))
 
-    def _count(self, saved: Sequence[Tensor | None]) -> None:
+    def _count(self, saved: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> None:
         if not self.saved_bytes:
-            own = {t.untyped_storage().data_ptr() for t in self._tensors.values()}
+            own = {t.untyped_storage().data_ptr() for t in (*self._tensors.values(), *inputs)}
             storages = (v.untyped_storage() for v in saved if v is not None)
             sizes = {x.data_ptr(): x.nbytes() for x in storages if x.data_ptr() not in own}
             self.saved_bytes = sum(sizes.values())

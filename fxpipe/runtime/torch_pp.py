@@ -1,20 +1,22 @@
 """A rank's part of a plan on ``torch.distributed.pipelining``'s schedule runtime.
 
 The only file that touches that package's private names (torch 2.13): ``_PipelineScheduleRuntime`` runs our lowered program,
-with our forward and backward as its custom functions. torch owns the order, the messages and their posting. What it cannot
-say is added in ``_Stage``: receive buffers are made when a receive is posted and not for all microbatches up front, and a sent
-tensor is let go when its message has left and not at the end of the step.
+with our forward and backward as its custom functions. torch owns the order in which messages are posted and awaited. What it
+cannot say is added in ``_Stage``, which posts them itself: a receive buffer is made when its receive is posted and not for all
+microbatches up front, a sent tensor is let go when its message has left and not at the end of the step, and a message that
+cannot be sent or received becomes an error that names the lost rank.
 """
 
+import contextlib
 import datetime
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.pipelining.schedules import (
     FORWARD,
     FULL_BACKWARD,
@@ -25,201 +27,190 @@ from torch.distributed.pipelining.schedules import (
 )
 from torch.distributed.pipelining.stage import _RecvInfo
 
-from fxpipe.errors import RuntimeFailure
 from fxpipe.ir.schedule import Schedule
+from fxpipe.ir.stage_graphs import StageGraphs
 from fxpipe.runtime.stage_runner import StageRunner
+from fxpipe.runtime.watch import Watch
 
-GRACE_SECONDS = 3.0
-"""How long a rank that lost its neighbour waits to hear which rank failed first."""
+GRADS_ON_THE_WAY = 2
+"""How many microbatches' gradients may be on their way to the stage before; the tensors of earlier ones are let go."""
+
+Messages = list[tuple[dist.Work, Tensor]]
 
 
 class _Stage(PipelineStage):
-    """Our stage as torch sees it: what it receives and sends, all known before the first step."""
+    """Our stage as torch sees it. All shapes are known before the first step; messages are posted here, in torch's order."""
 
     def __init__(
-        self, runner: StageRunner, example_inputs: Sequence[Tensor], n_stages: int, device: torch.device, group: dist.ProcessGroup
+        self, graphs: StageGraphs, stages: Sequence[StageGraphs], device: torch.device, group: dist.ProcessGroup, watch: Watch
     ) -> None:
-        graphs = runner.graphs
-        self._inputs = [_like(x, device) for x in example_inputs]
-        self._outputs = [_like(x, device) for x in graphs.example_outputs]
+        index = graphs.index
+        self._inputs = [_blank(x) for x in stages[index - 1].example_outputs] if index else []
+        self._outputs = [_blank(x) for x in graphs.example_outputs]
+        self._sends_grad = graphs.returned_grads
+        self._receives_grad = stages[index + 1].returned_grads if index + 1 < len(stages) else ()
         super().__init__(
             nn.Module(),
-            graphs.index,
-            n_stages,
+            index,
+            len(stages),
             device,
-            input_args=tuple(torch.empty_like(x, device="meta") for x in self._inputs),
-            output_args=tuple(torch.empty_like(x, device="meta") for x in self._outputs),
+            input_args=tuple(self._inputs),
+            output_args=tuple(self._outputs),
             group=group,
         )
-        self.runner = runner
-        self.received: dict[int, list[Tensor]] = {}
-        self.received_grads: dict[int, list[Tensor | None]] = {}
+        self._watch = watch
+        self._timeout = datetime.timedelta(seconds=watch.timeout_seconds) if device.type == "cpu" else None
         self.outgoing: dict[int, Sequence[Tensor]] = {}
         self.outgoing_grads: dict[int, Sequence[Tensor | None]] = {}
-        self._sending: list[tuple[dist.Work, Tensor]] = []
+        self._receiving: dict[int, Messages] = {}
+        self._receiving_grads: dict[int, Messages] = {}
+        self._sending: dict[int, Messages] = {}
+        self._sending_grads: deque[Messages] = deque()
 
-    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
-        infos = () if self.is_first else tuple(
-            _RecvInfo(f"recv_for_{self.stage_index}", self.stage_index - 1, None, None) for _ in self._inputs
-        )
-        for microbatch in range(num_microbatches):
-            self.args_recv_info[microbatch] = infos
+    @property
+    def neighbours(self) -> list[int]:
+        """The ranks of the stages before and after."""
+        return [self._rank_of(s) for s in (self.stage_index - 1, self.stage_index + 1) if 0 <= s < self.num_stages]
+
+    def take_received(self, microbatch: int) -> list[Tensor]:
+        """What the stage before sent for this microbatch, once it is there."""
+        return self._finish(self._receiving.pop(microbatch, []), "receive from", self.stage_index - 1)
+
+    def take_received_grads(self, microbatch: int) -> list[Tensor | None]:
+        """The gradients of this stage's outputs, ``None`` where there is none; also lets go of those outputs, which have arrived."""
+        grads = iter(self._finish(self._receiving_grads.pop(microbatch, []), "receive from", self.stage_index + 1))
+        self._finish(self._sending.pop(microbatch, []), "send to", self.stage_index + 1)
+        return [next(grads) if computed else None for computed in self._receives_grad]
+
+    def finish_sends(self, keep: int = 0) -> None:
+        """Waits until all but the last ``keep`` gradients that were sent have left."""
+        while len(self._sending_grads) > keep:
+            self._finish(self._sending_grads.popleft(), "send to", self.stage_index - 1)
+
+    # Called by torch where the program says SEND or RECV. Each returns no operations, for it has posted them.
 
     def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        self.received[fwd_chunk_id] = [torch.empty_like(x) for x in self._inputs]
-        return self._ops(dist.irecv, self.received[fwd_chunk_id], self.stage_index - 1)
-
-    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        needed = self.runner.graphs.output_needs_grad
-        buffers = [torch.empty_like(x) if n else None for x, n in zip(self._outputs, needed, strict=True)]
-        self.received_grads[bwd_chunk_id] = buffers
-        return self._ops(dist.irecv, [b for b in buffers if b is not None], self.stage_index + 1)
-
-    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
-        return self._send(self.outgoing.pop(fwd_chunk_id), self.stage_index + 1)
-
-    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
-        grads = self.outgoing_grads.pop(bwd_chunk_id)
-        needed = self.runner.graphs.received_needs_grad
-        values = [
-            torch.zeros_like(x) if g is None else g
-            for g, x, n in zip(grads, self._inputs, needed, strict=True)
-            if n
-        ]
-        return self._send(values, self.stage_index - 1)
-
-    def _ops(self, op: Any, tensors: Sequence[Tensor], peer_stage: int) -> list[dist.P2POp]:
-        peer = self._resolve_peer_global_rank(peer_stage)
-        return [dist.P2POp(op, t, peer, self.group) for t in tensors]
-
-    def _send(self, tensors: Sequence[Tensor], peer_stage: int) -> list[dist.P2POp]:
-        """Posts the sends itself and keeps them, so that a finished one releases its tensor before the step ends."""
-        self._sending = [(w, t) for w, t in self._sending if not w.is_completed()]
-        peer = self._resolve_peer_global_rank(peer_stage)
-        for tensor in tensors:
-            work = dist.isend(tensor, peer, self.group)
-            assert work is not None  # this rank is in the group
-            self._sending.append((work, tensor))
+        buffers = [torch.empty_like(x, device=self.device) for x in self._inputs]
+        self._receiving[fwd_chunk_id] = self._receive(buffers, self.stage_index - 1)
         return []
 
-    def finish_sends(self, timeout: datetime.timedelta) -> None:
-        """Waits until everything that was sent has left."""
-        for work, _ in self._sending:
-            work.wait(timeout)
-        self._sending.clear()
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        computed = zip(self._outputs, self._receives_grad, strict=True)
+        buffers = [torch.empty_like(x, device=self.device) for x, there in computed if there]
+        self._receiving_grads[bwd_chunk_id] = self._receive(buffers, self.stage_index + 1)
+        return []
 
+    def get_fwd_send_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        self._sending[fwd_chunk_id] = self._send(self.outgoing.pop(fwd_chunk_id), self.stage_index + 1)
+        return []
 
-def _like(x: Tensor, device: torch.device) -> Tensor:
-    """A contiguous tensor without contents that says the shape, dtype and device."""
-    return torch.empty([int(d) for d in x.shape], dtype=x.dtype, device="meta").new_empty(
-        [int(d) for d in x.shape], device=device
-    )
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        grads = [g for g in self.outgoing_grads.pop(bwd_chunk_id) if g is not None]
+        self._sending_grads.append(self._send(grads, self.stage_index - 1))
+        self.finish_sends(keep=GRADS_ON_THE_WAY)
+        return []
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        """Says where inputs come from, without torch's buffers."""
+        infos = tuple(_RecvInfo(f"input {i}", self.stage_index - 1, None, None) for i in range(len(self._inputs)))
+        self.args_recv_info = dict.fromkeys(range(num_microbatches), infos)
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        """Nothing: buffers for gradients are made when they are received."""
+
+    def _rank_of(self, stage: int) -> int:
+        return int(self._resolve_peer_global_rank(stage))
+
+    def _receive(self, buffers: Sequence[Tensor], stage: int) -> Messages:
+        with self._watch.exchange(f"receive from stage {stage}", [self._rank_of(stage)]):
+            return [(_posted(dist.irecv(x, self._rank_of(stage), self.group)), x) for x in buffers]
+
+    def _send(self, tensors: Sequence[Tensor], stage: int) -> Messages:
+        with self._watch.exchange(f"send to stage {stage}", [self._rank_of(stage)]):
+            return [(_posted(dist.isend(x, self._rank_of(stage), self.group)), x) for x in tensors]
+
+    def _finish(self, messages: Messages, doing: str, stage: int) -> list[Tensor]:
+        if messages:
+            with self._watch.exchange(f"{doing} stage {stage}", [self._rank_of(stage)]):
+                for work, _ in messages:
+                    work.wait(*(() if self._timeout is None else (self._timeout,)))
+        return [x for _, x in messages]
 
 
 class TorchEngine:
-    """One rank's stages on torch's runtime.
-
-    ``example_inputs`` gives, for each runner, tensors like those it receives. ``timeout_seconds`` bounds every wait for another rank.
-    """
+    """One rank's stage on torch's runtime."""
 
     def __init__(
         self,
         runner: StageRunner,
-        example_inputs: Sequence[Tensor],
+        stages: Sequence[StageGraphs],
         schedule: Schedule,
         device: torch.device,
         group: dist.ProcessGroup,
-        timeout_seconds: float,
+        watch: Watch,
     ) -> None:
-        self._stage = _Stage(runner, example_inputs, schedule.n_stages, device, group)
+        self._runner = runner
+        self._stage = _Stage(runner.graphs, stages, device, group, watch)
+        self._watch = watch
         self._runtime = _PipelineScheduleRuntime([self._stage], schedule.n_microbatches, scale_grads=False)
         actions = {r: [_Action.from_str(str(a)) for a in p] for r, p in enumerate(schedule.programs)}
         self._runtime._prepare_schedule_with_comms(actions, format="compute_comms")
         for kind, function in ((FORWARD, self._forward), (FULL_BACKWARD, self._backward), (REDUCE_GRAD, _nothing)):
             self._runtime.register_custom_function(kind, function)
-        self._timeout = datetime.timedelta(seconds=timeout_seconds)
-        self._group = group
         self._losses: list[Tensor] = []
         self._loss_grad: Tensor | None = None
 
     def step(self, microbatches: Sequence[Mapping[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:
         """One step of this rank; returns the losses of all microbatches on the last stage's rank, else nothing."""
         self._losses, self._loss_grad = [], loss_grad
-        try:
-            self._runtime._step_microbatches(kwarg_mbs=[dict(m) for m in microbatches])
-            self._stage.finish_sends(self._timeout)
-        except RuntimeFailure:
-            raise
-        except RuntimeError as e:
-            if not _is_lost_peer(e):
-                raise
-            raise self.failure("finish this step's messages", self._neighbours(), e) from e
+        with self._watch.exchange("meet its neighbours", self._stage.neighbours):
+            self._runtime._initialize_stages((), None)  # ranks talk here in the first step, and in no later one
+        with _without_torchs_drawing():
+            self._runtime._step_microbatches(kwarg_mbs=list(microbatches))
+        self._stage.finish_sends()
         return self._losses
 
-    def _neighbours(self) -> list[int]:
-        stages = (self._stage.stage_index - 1, self._stage.stage_index + 1)
-        return [self._stage._resolve_peer_global_rank(s) for s in stages if 0 <= s < self._stage.num_stages]
-
     def _forward(self, action: _Action, context: _PipelineContext) -> None:
-        stage, microbatch = self._stage, _microbatch(action)
-        self._wait(self._runtime.fwd_recv_ops.pop((stage.stage_index, microbatch), ()), action, stage.stage_index - 1)
-        received = stage.received.pop(microbatch, [])
+        microbatch = _microbatch(action)
+        self._runtime.fwd_recv_ops.pop((action.stage_index, microbatch), None)
+        received = self._stage.take_received(microbatch)
         assert context.kwarg_mbs is not None
-        outputs = stage.runner.forward(microbatch, received, context.kwarg_mbs[microbatch])
-        if stage.is_last:
+        outputs = self._runner.forward(microbatch, received, context.kwarg_mbs[microbatch])
+        if self._stage.is_last:
             self._losses.append(outputs[0])
         else:
-            stage.outgoing[microbatch] = outputs
+            self._stage.outgoing[microbatch] = outputs
 
     def _backward(self, action: _Action, context: _PipelineContext) -> None:
-        stage, microbatch = self._stage, _microbatch(action)
-        self._wait(self._runtime.bwd_recv_ops.pop((stage.stage_index, microbatch), ()), action, stage.stage_index + 1)
-        grads = [self._loss_grad] if stage.is_last else stage.received_grads.pop(microbatch)
-        result = stage.runner.backward(microbatch, grads)
-        if not stage.is_first:
-            stage.outgoing_grads[microbatch] = result
-
-    def _wait(self, works: Sequence[dist.Work], action: _Action, peer_stage: int) -> None:
-        try:
-            for work in works:
-                work.wait(self._timeout)
-        except RuntimeError as e:
-            peer = self._stage._resolve_peer_global_rank(peer_stage)
-            raise self.failure(f"receive what {action} needs from stage {peer_stage}", [peer], e) from e
-
-    def failure(self, what: str, peers: Sequence[int], cause: Exception) -> RuntimeFailure:
-        """The error of a rank that lost a neighbour, naming the rank that failed first as far as the others report."""
-        rank = dist.get_rank(self._group)
-        lost = _first_lost(rank, peers)
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        return RuntimeFailure(
-            f"rank {rank} could not {what}: rank {lost} died or did not answer within {self._timeout.total_seconds():g} s ({reason}); "
-            f"look at the output of rank {lost}"
-        )
+        microbatch = _microbatch(action)
+        self._runtime.bwd_recv_ops.pop((action.stage_index, microbatch), None)
+        last = self._stage.is_last
+        grads = [self._loss_grad] if last else self._stage.take_received_grads(microbatch)
+        result = self._runner.backward(microbatch, grads)
+        if not self._stage.is_first:
+            self._stage.outgoing_grads[microbatch] = result
 
 
-def _is_lost_peer(error: RuntimeError) -> bool:
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(w in text for w in ("onnection", "gloo", "Gloo", "imed out", "NCCL"))
-
-
-def _first_lost(rank: int, peers: Sequence[int]) -> int:
-    """Follows the ranks' reports of whom they lost to the one that reports nothing: it is the one that failed."""
-    store = dist.distributed_c10d._get_default_store()
-    lost = peers[0]
+@contextlib.contextmanager
+def _without_torchs_drawing() -> Iterator[None]:
+    """Where an action fails, torch logs the whole schedule of all ranks; our error has the place, without the pages."""
+    logger: logging.Logger = schedules.logger
+    before = logger.disabled
+    logger.disabled = True
     try:
-        store.set(f"fxpipe/lost/{rank}", str(lost))
-        seen = {rank}
-        deadline = time.monotonic() + GRACE_SECONDS
-        while lost not in seen and time.monotonic() < deadline:
-            if store.check([f"fxpipe/lost/{lost}"]):
-                seen.add(lost)
-                lost = int(store.get(f"fxpipe/lost/{lost}"))
-            else:
-                time.sleep(0.05)
-    except RuntimeError:  # the store itself died with its rank
-        pass
-    return lost
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _blank(x: Tensor) -> Tensor:
+    """The shape and dtype of ``x`` without memory, contiguous."""
+    return torch.empty([int(d) for d in x.shape], dtype=x.dtype, device="meta")
+
+
+def _posted(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # this rank is in the group
+    return work
 
 
 def _microbatch(action: _Action) -> int:
@@ -229,5 +220,3 @@ def _microbatch(action: _Action) -> int:
 
 def _nothing(action: _Action, context: _PipelineContext) -> None:
     """REDUCE_GRAD: gradients are already scaled, and those of tied parameters are summed once the step is over."""
-
-

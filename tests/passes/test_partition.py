@@ -6,7 +6,6 @@ from itertools import combinations, pairwise
 import pytest
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 from models import build
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -35,12 +34,25 @@ def calls(program):
 
 
 def priced(program, forward=1.0, backward=2.0, saved=0, **forward_of):
-    """Costs of whole seconds: ``forward_of`` gives those of the nodes it names, without backward."""
+    """Costs of whole seconds: ``forward_of`` gives those of the nodes it names, which save nothing and have no backward."""
     rows = []
     for node in calls(program):
-        times = (forward_of[node.name], 0.0) if node.name in forward_of else (forward, backward)
-        rows.append(NodeCost(node.name, str(node.target), 0, 0, 0, 0, 0, 0, saved, *times))
+        costs = (0, forward_of[node.name], 0.0) if node.name in forward_of else (saved, forward, backward)
+        rows.append(NodeCost(node.name, str(node.target), 0, 0, 0, 0, 0, 0, *costs))
     return program.with_facts(CostTable(tuple(rows), "test", "modelled"))
+
+
+def values_of_nodes(program, inputs):
+    """What eager PyTorch makes at each node."""
+    values = {}
+
+    class Keep(fx.Interpreter):
+        def run_node(self, node):
+            values[node] = super().run_node(node)
+            return values[node]
+
+    Keep(program.graph_module).run(*inputs)
+    return values
 
 
 def cut(program, n_stages=2, bandwidth=FAST, **options):
@@ -79,7 +91,8 @@ class Scaled(nn.Module):
         return self.function(self.weight, *inputs)
 
 
-X = torch.ones(4, 8)  # 128 bytes
+X, Y = torch.ones(4, 8), torch.ones(4, 8)  # 128 bytes each
+HEAVY = 1000.0
 
 
 def test_equal_layers_are_halved_and_every_field_is_filled():
@@ -95,8 +108,8 @@ def test_equal_layers_are_halved_and_every_field_is_filled():
     assert (first.parameter_bytes, first.saved_bytes, first.sent_bytes) == (2 * 256, 20, 128)
     # Two weights with gradients, two microbatches of 20 bytes, 128 bytes sent and as many received as gradient.
     assert first.memory_bytes == 2 * 2 * 256 + 2 * 20 + 128 + 128
-    # Two weights with gradients, one microbatch of 30 bytes and the 128 received, and their gradient.
-    assert second.memory_bytes == 2 * 2 * 256 + (30 + 128) + 128
+    # Two weights with gradients, one microbatch of 20 bytes and the 128 received, and their gradient.
+    assert second.memory_bytes == 2 * 2 * 256 + (20 + 128) + 128
     assert found.bottleneck_seconds == found.lower_bound_seconds == 6.0
     assert (found.bottleneck, found.proved_optimal) == ("stage 0 compute", "contiguous cuts of the program order")
 
@@ -104,7 +117,7 @@ def test_equal_layers_are_halved_and_every_field_is_filled():
 def test_the_lower_bound_is_the_largest_node_where_that_is_more():
     found = cut(priced(traced(Layers(), X), linear_1=100.0))
     assert found.lower_bound_seconds == 100.0
-    assert found.bottleneck == "stage 1 compute"
+    assert (found.bottleneck, found.bottleneck_seconds) == ("stage 0 compute", 103.0)
 
 
 def test_a_slow_link_is_the_bottleneck():
@@ -122,38 +135,38 @@ def test_no_cut_of_a_model_is_better(name, bandwidth):
     costs, nodes = program.fact(CostTable), calls(program)
 
     def bottleneck(ends):
-        seconds = [sum(costs[n.name].forward_seconds + costs[n.name].backward_seconds for n in nodes[a:b]) for a, b in pairwise(ends)]
-        links = []
-        for b in ends[1:-1]:
-            crossing = [n for n in nodes[:b] if any(u in nodes[b:] for u in n.users)]
-            links.append(sum(2 * n.meta["val"].nbytes for n in crossing) / bandwidth)
+        links, seconds = [], []
+        for a, b in pairwise(ends):
+            seconds.append(sum(costs[n.name].forward_seconds + costs[n.name].backward_seconds for n in nodes[a:b]))
+            crossing = [values[n] for n in nodes[:b] if any(u in later[b] for u in n.users)]
+            if not all(isinstance(value, torch.Tensor) for value in crossing) or not seconds[-1]:
+                return float("inf")
+            links.append(sum(value.nbytes * (1 + value.requires_grad) for value in crossing) / bandwidth)
         return max(seconds + links)
 
+    values = values_of_nodes(program, [*args, *kwargs.values()])
+
+    later = [set(nodes[b:]) for b in range(len(nodes) + 1)]
     for n_stages in (2, 3):
         inner = combinations(range(1, len(nodes)), n_stages - 1)
         best = min(bottleneck((0, *middle, len(nodes))) for middle in inner)
         assert cut(program, n_stages, bandwidth).bottleneck_seconds == pytest.approx(best, rel=1e-9)
 
 
-def test_a_skip_is_relayed():
-    program = priced(traced(Scaled(lambda w, x: (((x * w).relu() + 1).exp() + x * w + x).sum()), X))
-    rows = cut(traced_skip := program, 4).stages
-    assert traced_skip is program
-    for before, after in pairwise(rows):
-        assert before.sent == after.received
-
-
-def test_a_value_that_skips_a_stage_crosses_both_links():
+def test_a_value_that_skips_a_stage_is_relayed():
     def skip(w, x):
         first = x * w
-        return (first.exp().sin().cos() + first).sum()
+        return (first.exp().sin() + first).sum()
 
-    found = cut(priced(traced(Scaled(skip), X), sum_1=0.0), 5, forward=1)
-    assert found is not None
+    found = cut(priced(traced(Scaled(skip), X), sum_1=0.0), 4)
+    assert [stage.nodes for stage in found.stages] == [("mul",), ("exp",), ("sin",), ("add", "sum_1")]
+    assert [stage.sent for stage in found.stages] == [("mul",), ("mul", "exp"), ("mul", "sin"), ()]
+    assert [stage.received for stage in found.stages] == [(), ("mul",), ("mul", "exp"), ("mul", "sin")]
+    assert [stage.sent_bytes for stage in found.stages] == [128, 256, 256, 0]
 
 
 def test_gradients_flow_back_only_for_what_is_differentiable():
-    program = priced(traced(Scaled(lambda w, x, y: ((x.exp() * w) + y).sum()), X, X), exp=9.0)
+    program = priced(traced(Scaled(lambda w, x, y: ((x.exp() * w) + y).sum()), X, Y), exp=9.0)
     rules = cut_rules(program, program.fact(CostTable), 1e15)  # too fast to recompute anything
     chain = rules.chain()
     assert [n.name for n in rules.nodes] == ["exp", "mul", "add", "sum_1"]
@@ -162,49 +175,56 @@ def test_gradients_flow_back_only_for_what_is_differentiable():
 
 
 class TestRecompute:
-    def masked(self, w, tokens):
-        mask = (tokens > 2) & (tokens < 6)
-        first = (w * mask).exp()
-        return (first.sin() * mask).sum()
+    """Two heavy nodes, exp and sin, between which the cut falls."""
 
-    def program(self, **costs):
-        return priced(traced(Scaled(self.masked), torch.arange(8)), **costs)
+    def program(self, function, *inputs, **costs):
+        return priced(traced(Scaled(function), *inputs), **{"exp": HEAVY, "sin": HEAVY, **costs})
+
+    def masked(self):
+        def model(w, tokens):
+            mask = (tokens > 2) & (tokens < 6)
+            return ((w * mask).exp().sin() * mask).sum()
+
+        return self.program(model, torch.arange(8), gt=1.0, lt=1.0, and_1=1.0)
 
     def test_a_cheap_value_of_the_inputs_is_computed_again_not_sent(self):
         # The mask is 8 bytes: 8 seconds on the link against 3 to compute it.
-        found = cut(self.program(gt=1.0, lt=1.0, and_1=1.0), bandwidth=SLOW)
-        first, second = found.stages
+        first, second = cut(self.masked(), bandwidth=SLOW).stages
+        assert (first.nodes, second.nodes) == (("gt", "lt", "and_1", "mul", "exp"), ("sin", "mul_1", "sum_1"))
         assert second.recomputed == ("gt", "lt", "and_1")
         assert (first.inputs, second.inputs) == (("args_0",), ("args_0",))
-        assert set(first.sent).isdisjoint(("gt", "lt", "and_1"))
-        assert second.forward_seconds == 3 + len(second.nodes)
+        assert first.sent == ("exp",)
+        assert second.forward_seconds == HEAVY + 2 + 3
 
     def test_it_is_sent_where_that_is_cheaper(self):
-        found = cut(self.program(gt=1.0, lt=1.0, and_1=1.0), bandwidth=4.0)
-        assert "and_1" in found.stages[0].sent
-        assert found.stages[1].recomputed == ()
-        assert found.stages[1].inputs == ()
+        first, second = cut(self.masked(), bandwidth=4.0).stages
+        assert first.sent == ("and_1", "exp")
+        assert (second.recomputed, second.inputs) == ((), ())
 
     def test_a_differentiable_value_is_never_computed_again(self):
-        program = priced(traced(Scaled(lambda w, x: ((x * w).sin() * (x * w)).sum()), X), 0.0, 1.0)
-        assert cut(program, bandwidth=SLOW).stages[1].recomputed == ()
+        def model(w, x):
+            scaled = x * w
+            return (scaled.exp().sin() * scaled).sum()
+
+        first, second = cut(self.program(model, X, mul=0.0), bandwidth=SLOW).stages
+        assert (first.sent, second.recomputed) == (("mul", "exp"), ())
 
     def test_nor_a_random_one(self):
-        def noisy(w, x):
+        def model(w, x):
             noise = torch.rand_like(x)
-            return ((x * w + noise).sin() + noise).sum()
+            return ((x * w + noise).exp().sin() + noise).sum()
 
-        program = priced(traced(Scaled(noisy), X), rand_like=0.0)
-        assert "rand_like" in cut(program, bandwidth=SLOW).stages[0].sent
+        first, second = cut(self.program(model, X, rand_like=0.0), bandwidth=SLOW).stages
+        assert (first.sent, second.recomputed) == (("rand_like", "exp"), ())
 
     def test_nor_one_that_is_written(self):
-        def counted(w, x):
+        def model(w, x):
             count = x.cumsum(0)
             count += 1
-            return ((x * w + count).sin() + count).sum()
+            return ((x * w + count).exp().sin() + count).sum()
 
-        program = priced(traced(Scaled(counted), X), cumsum=0.0, add_=0.0)
-        assert cut(program, bandwidth=SLOW).stages[1].recomputed == ()
+        first, second = cut(self.program(model, X, cumsum=0.0, add_=0.0), bandwidth=SLOW).stages
+        assert (first.sent, second.recomputed) == (("add_", "exp"), ())
 
     def test_a_buffer_that_nobody_writes_goes_along(self):
         class Rotary(nn.Module):
@@ -215,28 +235,29 @@ class TestRecompute:
 
             def forward(self, x):
                 angle = self.frequency.cos()
-                return ((x * self.weight * angle).sin() * angle).sum()
+                return ((x * self.weight * angle).exp().sin() * angle).sum()
 
-        found = cut(priced(traced(Rotary(), X), cos=1.0), bandwidth=SLOW)
+        found = cut(priced(traced(Rotary(), X), cos=1.0, exp=HEAVY, sin=HEAVY), bandwidth=SLOW)
         assert found.stages[1].recomputed == ("cos",)
         assert [stage.buffers for stage in found.stages] == [("frequency",), ("frequency",)]
 
     def test_inputs_are_never_sent(self):
-        program = priced(traced(Scaled(lambda w, x, y: ((x * w).sin() * y).sum()), X, X))
+        program = self.program(lambda w, x, y: ((x * w).exp().sin() * y).sum(), X, Y)
         first, second = cut(program).stages
         assert (first.inputs, second.inputs) == (("args_0",), ("args_1",))
-        assert first.sent == second.received
-        assert len(first.sent) == 1
+        assert (first.sent, second.recomputed) == (("exp",), ())
 
     def test_sizes_are_computed_again(self):
-        def sized(w, x):
-            half = x.shape[0] * 2
-            return ((x * w).reshape(half, 4).sin().reshape(half // 2, 8) * w).sum()
+        def model(w, x):
+            return (x * w).reshape(x.shape[0] * 2, 4).exp().sin().reshape(x.shape[0], 8).sum()
 
-        program = traced(Scaled(sized), torch.ones(6, 8), dynamic={"0": [0]})
-        found = cut(AnnotateCosts().run(program), 3)
-        assert all("sym_size" in " ".join((*s.nodes, *s.recomputed)) for s in found.stages if "reshape" in " ".join(s.nodes))
-        assert all("sym" not in name for stage in found.stages for name in stage.sent)
+        program = priced(
+            traced(Scaled(model), torch.ones(6, 8), dynamic={"0": [0]}), exp=HEAVY, sin=HEAVY, sym_size_int_1=0.0
+        )
+        first, second = cut(program).stages
+        assert first.sent == ("exp",)
+        assert second.recomputed == ("sym_size_int_1",)
+        assert second.inputs == ("args_0",)
 
 
 class TestLegalCuts:
@@ -288,7 +309,7 @@ class TestLegalCuts:
             def forward(self, x):
                 return self.norm(self.norm(x).exp()).sum()
 
-        assert legal(traced(Twice().train(), X)) == ["add_", "sum_1"][1:]
+        assert legal(traced(Twice().train(), X)) == ["sum_1"]
         assert legal(traced(Twice().eval(), X)) == ["exp", "batch_norm_1", "sum_1"]
 
     def test_also_inside_a_region_without_gradients(self):
@@ -304,9 +325,7 @@ class TestLegalCuts:
                 y = (y * self.weight).sin()
                 return (y + self.norm.running_mean).sum()
 
-        program = traced(Inside().train(), X)
-        assert legal(program)[-1] == "sum_1"
-        assert len(legal(program)) == 1
+        assert legal(traced(Inside().train(), X)) == ["sum_1"]
 
     def test_the_loss_is_made_in_the_last_stage(self):
         def metric(w, x):
@@ -389,7 +408,9 @@ def test_nodes_without_cost_make_no_stage():
 def test_no_cut_fits_the_memory():
     program = priced(traced(Layers(), X), saved=1000)
     message = r"no cut into 2 stages keeps to 1000 B a stage: in the fastest one stage 0 needs .* \((\d+) bytes\), "
-    with pytest.raises(PartitionError, match=message + r"and the least with which a cut exists is .* \(\d+ bytes\)") as error:
+    with pytest.raises(
+        PartitionError, match=message + r"and the least with which a cut exists is .* \(\d+ bytes\)"
+    ) as error:
         cut(program, memory_bytes=1000)
     least = int(str(error.value).split("(")[-1].split(" bytes")[0])
     assert max(s.memory_bytes for s in cut(program, memory_bytes=least).stages) <= least
@@ -463,9 +484,9 @@ def chain_program(n):
     return Program(fx.GraphModule({}, graph), signature)
 
 
-def test_ten_thousand_nodes_take_seconds():
-    program = priced(chain_program(10_000))
+def test_thousands_of_nodes_take_about_a_second():
+    program = priced(chain_program(4_000))
     start = time.process_time()
     found = cut(program, 64)
-    assert time.process_time() - start < 10
-    assert found.bottleneck_seconds == 3 * 157  # ceil(10,000 / 64) nodes of 3 seconds
+    assert time.process_time() - start < 3
+    assert found.bottleneck_seconds == 3 * 63  # ceil(4,000 / 64) nodes of 3 seconds
