@@ -13,7 +13,7 @@ import torch.fx as fx
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
-from fxpipe import save_points, value_facts
+from fxpipe import backward_facts, save_points, value_facts
 from fxpipe.errors import OptionError, unknown
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.passes import compress
@@ -89,7 +89,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         """Everything that the compiled code depends on: the options, and the source of the rewrite."""
         if self.options.on_plan is not None:
             return None  # a cached graph would not call it
-        modules = (sys.modules[__name__], save_points, value_facts, compress, formats, ops)
+        modules = (sys.modules[__name__], save_points, value_facts, backward_facts, compress, formats, ops)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 
 

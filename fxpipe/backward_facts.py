@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from fxpipe.value_facts import exponentiated, is_floating, original_of, view_source
+from fxpipe.value_facts import COPIES, hint, is_floating, original_of, view_source
 
 aten = torch.ops.aten
 
@@ -21,8 +21,8 @@ _STEPS = {  # backward of a function with a kink: compares its second argument
     aten.hardshrink_backward.default, aten.softshrink_backward.default,
 }  # fmt: skip
 _PRODUCTS = {
-    aten.clone.default, aten._to_copy.default, torch.ops.prims.convert_element_type.default, aten.mul.Tensor, aten.mul.Scalar,
-    aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.abs.default, aten.sqrt.default, aten.square.default, aten.pow.Tensor_Scalar,
+    *COPIES, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default, aten.abs.default,
+    aten.sqrt.default, aten.square.default, aten.pow.Tensor_Scalar,
 }  # fmt: skip
 
 
@@ -53,7 +53,42 @@ def backward_facts(backward: fx.Graph, saved: Iterable[fx.Node]) -> BackwardFact
                 exact |= {n.name for n in _ancestors(operand, None) if n in taken}
         for denominator in _denominators(node):
             divided |= {n.name for n in _ancestors(denominator, _PRODUCTS) if n in taken}
-    return BackwardFacts(exponentiated(backward), frozenset(exact), frozenset(with_zero), frozenset(divided))
+    return BackwardFacts(_exponentiated(backward), frozenset(exact), frozenset(with_zero), frozenset(divided))
+
+
+def _exponentiated(backward: fx.Graph) -> frozenset[str]:
+    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``.
+
+    An error in such a value becomes a factor on every gradient of the row.
+    """
+    found: set[str] = set()
+    for node in backward.find_nodes(op="call_function", target=aten.exp.default):
+        found |= {n.name for n in _shifted_sources(_operand(node, 0))}
+    return frozenset(found)
+
+
+def _shifted_sources(node: fx.Node, shifted: bool = False) -> Iterator[fx.Node]:
+    if node.op == "placeholder":
+        if shifted and is_floating(node):
+            yield node
+        return
+    if (source := view_source(node)) is not None or node.target in COPIES:
+        yield from _shifted_sources(source if source is not None else _operand(node, 0), shifted)
+    elif node.target in (aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self):
+        size = _numel(node)
+        for operand in node.all_input_nodes:
+            if is_floating(operand) and _numel(operand) == size:
+                yield from _shifted_sources(operand, shifted or _subtracts_smaller(node, size))
+
+
+def _subtracts_smaller(node: fx.Node, size: int) -> bool:
+    right = node.args[1] if len(node.args) > 1 else None
+    return node.target is aten.sub.Tensor and isinstance(right, fx.Node) and _numel(right) < size
+
+
+def _numel(node: fx.Node) -> int:
+    val = node.meta["val"]
+    return hint(val.numel()) if isinstance(val, torch.Tensor) else 0
 
 
 def _compared(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:

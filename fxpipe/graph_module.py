@@ -25,7 +25,7 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
     graph.output(graph.graph_copy(module.graph, copies)).meta = dict(module.graph.output_node().meta)
     for node, copied in copies.items():
         copied.meta = dict(node.meta)
-    result = new_graph_module(module, graph, module._get_name())
+    result = new_graph_module(module, graph, type(module).__name__)
     result.train(module.training)
     return result
 

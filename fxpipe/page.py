@@ -85,12 +85,12 @@ def _span(first: str, last: str) -> str:
     """
     begin, end = first.split("."), last.split(".")
     while True:
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(end[:-1], begin, strict=False)))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(begin, end, strict=False)))
+        if shared == min(len(begin), len(end)):  # one lies in the other
+            return ".".join(begin[:shared])
         if shared and end[shared].isdigit():
             shared -= 1
         text = f"{'.'.join(begin)} - {'..' if shared else ''}{'.'.join(end[shared:])}"
-        if begin == end:
-            return ".".join(begin)
         if len(text) <= WIDEST_SPAN or max(len(begin), len(end)) == 1:
             return text
         max(begin, end, key=len).pop()

@@ -44,8 +44,10 @@ class Pass(ABC):
         values: dict[str, Any] = {}
         for item in filter(None, _split(text)):
             key, eq, value = item.partition("=")
-            if key not in fields or not eq:
+            if key not in fields:
                 raise OptionError(f"{cls.name}: {unknown('option', key, fields)}")
+            if not eq or key in values:
+                raise OptionError(f"{cls.name}: option {key} is given {'twice' if eq else 'no value'}; write {key}=VALUE once")
             values[key] = _parse_value(cls.name, key, value, hints[key])
         return cls(**values)
 

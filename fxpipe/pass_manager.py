@@ -59,7 +59,7 @@ def _run(step: Pass, before: Program) -> Program:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Puts the search for cyclic garbage off: passes make many small objects that live on, and it would visit them again and again."""
+    """Puts the search for cyclic garbage off: it would visit the many objects that passes make, and keep, again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

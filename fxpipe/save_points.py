@@ -37,15 +37,18 @@ def choose_save_points(
     stage_index: int = 0,
     received: Received = NOTHING,
     min_bytes: int = MIN_BYTES,
+    n_lasting: int | None = None,
 ) -> tuple[SavePoint, ...]:
     """Decides for every tensor after the first ``n_outputs`` outputs of ``forward``, each storage once.
 
     Parameters and inputs take no memory of their own and are not listed, except the ``received`` placeholders: values
     of another stage, each with that stage's node, from which facts about it are known. ``format`` of ``None`` keeps everything.
+    The first ``n_lasting`` outputs (``None``: all) stay alive with whoever took them, so that compressing them saves nothing;
+    what goes to the next stage does not.
     Values that share a storage must have been brought together first (``share_storages``).
     """
     outputs = forward.output_node().args[0]
-    returned = {storage_of(n) for n in outputs[:n_outputs] if isinstance(n, fx.Node)}
+    returned = {storage_of(n) for n in outputs[: n_outputs if n_lasting is None else n_lasting]}
     pairs = saved_pairs(forward, backward, n_outputs)
     uses = backward_facts(backward, (placeholder for _, placeholder in pairs))
     points = []

@@ -13,7 +13,7 @@ from fxpipe.errors import TraceError
 from fxpipe.ir.program import Program, Signature
 
 LossFn = Callable[[Any, Any], torch.Tensor]
-DynamicDims = Mapping[str, Sequence[int] | Mapping[int, str]]
+DynamicDims = Mapping[str, Sequence[int]]
 
 
 class _Call(nn.Module):
@@ -54,11 +54,12 @@ def trace(
     leaves, in_spec = pytree.tree_flatten(call[0])
     paths = [input_path(key) for key, _ in pytree.tree_flatten_with_path(call[0])[0]]
     shapes = _dynamic_shapes(call[0], paths, dynamic)
+    examples = call[0] if shapes is None else pytree.tree_map(_unmarked, call[0])
     try:
-        exported = torch.export.export(_Call(model, loss_fn), call[0], dynamic_shapes=shapes)
+        exported = torch.export.export(_Call(model, loss_fn), examples, dynamic_shapes=shapes)
     except Exception as e:  # anything that the model's own code or torch.export may raise
         raise TraceError(_explain(model, e)) from e
-    graph_module = _strip(exported.module(check_guards=False), leaves)
+    graph_module = _strip(exported.module(check_guards=False), leaves).train(model.training)
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None  # export always records it
     outputs = graph_module.graph.output_node().args[0]
@@ -87,11 +88,12 @@ def input_path(key: tuple[Any, ...]) -> str:
 def _dynamic_shapes(call: Any, paths: list[str], dynamic: DynamicDims | None) -> Any:
     if not dynamic:
         return None
-    unknown = sorted(set(dynamic) - set(paths))
-    if unknown:
-        raise TraceError(
-            f"dynamic names the input {unknown[0]!r}, which the call does not have; its inputs: {', '.join(paths)}"
-        )
+    sizes = {p: x.dim() for p, x in zip(paths, pytree.tree_leaves(call), strict=True) if isinstance(x, torch.Tensor)}
+    for path, asked in dynamic.items():
+        if path not in sizes:
+            raise TraceError(f"dynamic names the input {path!r}, which is no tensor of the call; those are: {', '.join(sizes)}")
+        if wrong := [d for d in asked if d not in range(sizes[path])]:
+            raise TraceError(f"dynamic names dimension {wrong[0]} of input {path!r}, which has {sizes[path]} dimensions, from 0")
     dims = iter(paths)
 
     def shape(leaf: Any) -> Any:
@@ -101,6 +103,11 @@ def _dynamic_shapes(call: Any, paths: list[str], dynamic: DynamicDims | None) ->
         return {d: torch.export.Dim.DYNAMIC for d in asked}
 
     return pytree.tree_map(shape, call)
+
+
+def _unmarked(leaf: Any) -> Any:
+    """The same tensor as another object: torch.export marks its dynamic dimensions on the object, for good if it fails."""
+    return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _strip(module: fx.GraphModule, leaves: list[Any]) -> fx.GraphModule:
@@ -125,7 +132,6 @@ def _strip(module: fx.GraphModule, leaves: list[Any]) -> fx.GraphModule:
             node.args = (tuple(pytree.tree_leaves(node.args[0])),)
         _strip_stack(node)
     result = fx.GraphModule(attributes, graph, "Program")
-    result.train(module.training)
     result.recompile()
     return result
 
@@ -194,6 +200,8 @@ def _advice(error: Exception) -> str:
         return "the model branches or sizes a tensor on a value inside a tensor; write it with torch.where or torch.cond, or keep that part outside"
     if isinstance(error, TypeError) and "argument" in text:
         return "the example inputs do not fit the model's forward; check their names, number and order"
+    if "Constraints violated" in text:
+        return "the model fixes the size of a dimension that dynamic asks to keep symbolic; leave that dimension out"
     if "shape" in text or "size" in text:
         return "run the model once on the same example inputs; if that fails too, their shapes do not fit"
     return "make the model pass torch.export.export(model, args, kwargs) with the same inputs; see the cause above"

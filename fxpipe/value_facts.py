@@ -3,9 +3,10 @@
 Each function looks at a node of a functional ATen graph and the nodes that it was computed from, never at numbers.
 """
 
+import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch.fx as fx
 
 aten = torch.ops.aten
 
-_COPIES = {aten.clone.default, aten._to_copy.default, torch.ops.prims.convert_element_type.default}
+COPIES = {aten.clone.default, aten._to_copy.default, torch.ops.prims.convert_element_type.default}
 _REDUCTIONS = {
     aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim, aten.var.correction, aten.var_mean.correction,
-    aten.std.correction, aten.std_mean.correction, aten.amax.default, aten.amin.default, aten.max.dim, aten.min.dim, aten.logsumexp.default, aten.prod.default,
-    aten.linalg_vector_norm.default,
+    aten.std.correction, aten.std_mean.correction, aten.amax.default, aten.amin.default, aten.max.dim, aten.min.dim,
+    aten.logsumexp.default, aten.prod.default, aten.linalg_vector_norm.default,
 }  # fmt: skip
 _STATISTIC_OUTPUTS = {
     aten.native_layer_norm.default: (1, 2),
@@ -36,32 +37,40 @@ _STATISTIC_OUTPUTS = {
     aten.nll_loss2d_forward.default: (0, 1),
 }
 _KEEP_SIGN = {
-    *_COPIES, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
+    *COPIES, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
     aten.sum.dim_IntList, aten.sum.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.native_dropout.default,
     aten.amax.default, aten.sqrt.default, aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
 }  # fmt: skip
 _NON_NEGATIVE = {
     aten.relu.default, aten.sigmoid.default, aten._softmax.default, aten.exp.default, aten.abs.default, aten.rsqrt.default,
-    aten._safe_softmax.default, aten.rand.default,
+    aten._safe_softmax.default, aten.rand.default, aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default,
+    aten.ones.default, aten.ones_like.default, aten.new_ones.default,
 }  # fmt: skip
 _SUMS_AND_PRODUCTS = {
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.add.Scalar, aten.sub.Scalar, aten.rsub.Scalar, aten.mul.Scalar,
 }  # fmt: skip
-_POINTWISE_LINEAR = {
-    *_SUMS_AND_PRODUCTS, aten.div.Tensor, aten.div.Scalar, aten.neg.default, *_COPIES,
-    aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.cat.default, aten.maximum.default, aten.minimum.default,
+_MOVES = {
+    aten.triu.default, aten.tril.default, aten.repeat.default, aten.flip.default, aten.roll.default, aten.cat.default,
+    aten.stack.default, aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.constant_pad_nd.default,
+    aten.slice_scatter.default, aten.select_scatter.default, aten.index_put.default, aten.copy.default,
+    aten.scatter.src, aten.scatter.value,
+}  # fmt: skip
+_LINEAR = {
+    *_SUMS_AND_PRODUCTS, *_MOVES, aten.div.Tensor, aten.div.Scalar, aten.neg.default, *COPIES,
+    aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.maximum.default, aten.minimum.default,
 }  # fmt: skip
 _FILLS = {
-    aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default, aten.masked_fill.Scalar,
-    aten.fill.Scalar,
+    aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default, aten.fill.Scalar,
 }  # fmt: skip
-_TAKE_LITERALS = {*_FILLS, *_SUMS_AND_PRODUCTS, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar}
+_FILL_PARTS = {aten.masked_fill.Scalar, aten.constant_pad_nd.default, aten.scatter.value}
+_TAKE_LITERALS = {*_FILLS, *_FILL_PARTS, *_SUMS_AND_PRODUCTS, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar}
 HUGE = 1e4
 """A literal of at least this magnitude stands for infinity: -inf, or the least finite value of a dtype (float16: -65504)."""
 
 Received = Mapping[fx.Node, fx.Node]
 """Placeholders that stand for a value of another graph (of the stage before), each with that graph's node."""
 NOTHING: Received = MappingProxyType({})
+Reason = bool | list[fx.Node]
 
 
 def view_source(node: fx.Node) -> fx.Node | None:
@@ -76,6 +85,7 @@ def view_source(node: fx.Node) -> fx.Node | None:
     return source if _returns_view(node.target) else None
 
 
+@functools.cache
 def _returns_view(target: Any) -> bool:
     if target is aten._unsafe_view.default:  # an alias in fact, though its schema does not say so
         return True
@@ -95,52 +105,75 @@ def storage_of(node: fx.Node) -> fx.Node:
 
 def original_of(node: fx.Node) -> fx.Node:
     """What ``node`` shows or copies, in another dtype or layout perhaps: the end of its chain of views and copies."""
-    while (source := view_source(node)) is not None or node.target in _COPIES:
+    while (source := view_source(node)) is not None or node.target in COPIES:
         node = source if source is not None else _arg(node)
     return node
 
 
 def is_non_negative(node: fx.Node) -> bool:
     """Proved at least zero everywhere (or NaN): after a ReLU, sigmoid, softmax, square, or what keeps the sign of such."""
+    return _proved(node, _why_non_negative)
+
+
+def _proved(node: fx.Node, rule: Callable[[fx.Node], Reason]) -> bool:
+    """Whether the rule holds for the node; it answers yes or no, or with all the nodes that it must hold for instead."""
+    seen, todo = set[fx.Node](), [node]
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        reason = rule(at)
+        if reason is False:
+            return False
+        if reason is not True:
+            todo.extend(reason)
+    return True
+
+
+def _why_non_negative(node: fx.Node) -> Reason:
     if (source := view_source(node)) is not None:
-        return is_non_negative(source)
+        return [source]
     if node.op != "call_function":
         return False
     if node.target in _NON_NEGATIVE:
         return True
     if node.target is operator.getitem:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        return node.args[1] == 0 and source.target in _KEEP_SIGN and is_non_negative(_arg(source))
+        source = _arg(node)
+        return [_arg(source)] if node.args[1] == 0 and source.target in _KEEP_SIGN else False
     if node.target in _KEEP_SIGN:
-        return is_non_negative(_arg(node))
+        return [_arg(node)]
     if node.target in (aten.clamp_min.default, aten.clamp.default, aten.hardtanh.default):
         low = node.args[1] if len(node.args) > 1 else None
         return isinstance(low, int | float) and low >= 0
+    if node.target is aten.mul.Tensor and node.args[0] is node.args[1]:
+        return True
+    if node.target is aten.masked_fill.Scalar:
+        return _all_non_negative(node.args[0], node.args[2])
     if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.maximum.default):
-        a, b = node.args[0], node.args[1]
-        if node.target is aten.mul.Tensor and a is b:
-            return True
-        return _operand_non_negative(a) and _operand_non_negative(b)
+        return _all_non_negative(*node.args, *node.kwargs.values())
     if node.target is aten.pow.Tensor_Scalar:
         power = node.args[1]
         return isinstance(power, int | float) and float(power).is_integer() and int(power) % 2 == 0
     if node.target is aten.where.self:
-        return _operand_non_negative(node.args[1]) and _operand_non_negative(node.args[2])
+        return _all_non_negative(*node.args[1:])
     return False
 
 
-def _operand_non_negative(value: Any) -> bool:
-    if isinstance(value, fx.Node):
-        val = value.meta.get("val")
-        boolean = isinstance(val, torch.Tensor) and val.dtype is torch.bool
-        return boolean or (value.target in _FILLS and _literals_at_least_zero(value)) or is_non_negative(value)
-    return isinstance(value, int | float) and value >= 0
+def _all_non_negative(*values: Any) -> Reason:
+    """Of numbers and tensors: no, or the tensors for which it is still to be proved."""
+    open_questions = [v for v in values if isinstance(v, fx.Node) and not (_is_bool(v) or _literals_at_least_zero(v))]
+    return open_questions if all(v >= 0 for v in values if isinstance(v, int | float)) else False
+
+
+def _is_bool(node: fx.Node) -> bool:
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and val.dtype is torch.bool
 
 
 def _literals_at_least_zero(node: fx.Node) -> bool:
     numbers = [a for a in node.args if isinstance(a, int | float)]
-    return bool(numbers) and all(x >= 0 for x in numbers)
+    return node.target in _FILLS and bool(numbers) and all(x >= 0 for x in numbers)
 
 
 def _arg(node: fx.Node) -> fx.Node:
@@ -151,8 +184,12 @@ def _arg(node: fx.Node) -> fx.Node:
 
 def is_statistic(node: fx.Node, received: Received = NOTHING) -> bool:
     """A mean, variance, reciprocal deviation, log-sum-exp, maximum ...: the result of a reduction, or pointwise of such only."""
+    return _proved(node, lambda at: _why_statistic(at, received))
+
+
+def _why_statistic(node: fx.Node, received: Received) -> Reason:
     if (source := received.get(node) or view_source(node)) is not None:
-        return is_statistic(source, received)
+        return [source]
     if node.op != "call_function":
         return False
     if node.target is operator.getitem:
@@ -160,14 +197,12 @@ def is_statistic(node: fx.Node, received: Received = NOTHING) -> bool:
         return node.args[1] in _STATISTIC_OUTPUTS.get(source.target, ()) or source.target in _REDUCTIONS
     if node.target in _REDUCTIONS:
         return True
-    if not _is_pointwise(node.target):
-        return False
     inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    return bool(inputs) and all(is_statistic(n, received) for n in inputs)
+    return inputs if inputs and _is_pointwise(node.target) else False
 
 
 def _is_pointwise(target: Any) -> bool:
-    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in _COPIES
+    return torch.Tag.pointwise in getattr(target, "tags", ()) or target in COPIES
 
 
 def holds_infinities(node: fx.Node, received: Received = NOTHING) -> bool:
@@ -193,7 +228,7 @@ def _linear_ancestors(node: fx.Node, received: Received) -> Iterator[fx.Node]:
         yield at
         if (source := received.get(at) or view_source(at)) is not None:
             todo.append(source)
-        elif at.target in _POINTWISE_LINEAR:
+        elif at.target in _LINEAR:
             todo.extend(n for n in at.all_input_nodes if is_floating(n))
 
 
@@ -212,41 +247,6 @@ def is_log_softmax(node: fx.Node) -> bool:
         return False
     right = node.args[1]
     return isinstance(right, fx.Node) and right.target is aten.log.default and is_statistic(right)
-
-
-def exponentiated(backward: fx.Graph) -> frozenset[str]:
-    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``.
-
-    An error in such a value becomes a factor on every gradient of the row.
-    """
-    found: set[str] = set()
-    for node in backward.find_nodes(op="call_function", target=aten.exp.default):
-        found |= {n.name for n in _shifted_sources(_arg(node))}
-    return frozenset(found)
-
-
-def _shifted_sources(node: fx.Node, shifted: bool = False) -> Iterator[fx.Node]:
-    if node.op == "placeholder":
-        if shifted and is_floating(node):
-            yield node
-        return
-    if (source := view_source(node)) is not None or node.target in _COPIES:
-        yield from _shifted_sources(source if source is not None else _arg(node), shifted)
-    elif node.target in (aten.sub.Tensor, aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self):
-        size = _numel(node)
-        for operand in node.all_input_nodes:
-            if is_floating(operand) and _numel(operand) == size:
-                yield from _shifted_sources(operand, shifted or _subtracts_smaller(node, size))
-
-
-def _subtracts_smaller(node: fx.Node, size: int) -> bool:
-    right = node.args[1] if len(node.args) > 1 else None
-    return node.target is aten.sub.Tensor and isinstance(right, fx.Node) and _numel(right) < size
-
-
-def _numel(node: fx.Node) -> int:
-    val = node.meta["val"]
-    return hint(val.numel()) if isinstance(val, torch.Tensor) else 0
 
 
 def hint(size: int | torch.SymInt) -> int:

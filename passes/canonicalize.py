@@ -55,10 +55,10 @@ def _changes_nothing(node: fx.Node) -> bool:
     """The operator returned its input itself: same dtype, device and strides, and no copy asked for."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    a, b = source.meta["val"] if "val" in source.meta else None, node.meta["val"]
+    a, b = source.meta.get("val"), node.meta["val"]
     if not isinstance(a, torch.Tensor) or node.kwargs.get("copy") or True in node.args[2:]:
         return False
-    return a.dtype == b.dtype and a.device == b.device and a.shape == b.shape and a.stride() == b.stride()
+    return bool(a.dtype == b.dtype and a.device == b.device and a.shape == b.shape and a.stride() == b.stride())
 
 
 def _has_effect(node: fx.Node) -> bool:

@@ -51,7 +51,8 @@ class ChooseSavePoints(Pass):
         points: list[SavePoint] = []
         received: dict[fx.Node, fx.Node] = {}
         sent: list[fx.Node] = []
-        for stage in program.fact(LoweredStages).stages:
+        stages = program.fact(LoweredStages).stages
+        for stage in stages:
             received |= _received(stage, sent)
             points += choose_save_points(
                 stage.forward.graph_module.graph,
@@ -61,6 +62,7 @@ class ChooseSavePoints(Pass):
                 stage_index=stage.index,
                 received=received,
                 min_bytes=self.min_bytes,
+                n_lasting=None if stage is stages[-1] else _n_mutations(stage),
             )
             sent = _sent(stage)
         return program.with_facts(CompressionPlan(tuple(points)))
@@ -230,6 +232,10 @@ def memory_order(val: torch.Tensor) -> list[int]:
     """The dimensions from the slowest to the fastest in memory: the order in which values are compressed without a copy."""
     strides = [hint(s) for s in val.stride()]
     return sorted(range(val.dim()), key=lambda d: (-strides[d], d))
+
+
+def _n_mutations(stage: StageGraphs) -> int:
+    return sum(1 for b in stage.forward.outputs if b.kind == "mutation")
 
 
 def _n_outputs(stage: StageGraphs) -> int:

@@ -1,8 +1,10 @@
 """keep-loss: training needs the loss and nothing else."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
+import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from fxpipe.errors import TraceError
@@ -33,7 +35,15 @@ class KeepLoss(Pass):
                 "return the loss from the model, or give loss_fn and target"
             )
         output = program.graph.output_node()
+        _check(output.args[0][index])
         output.args = ((output.args[0][index],),)
         program.graph_module.recompile()
         signature = replace(program.signature, n_outputs=1, loss_index=0, out_spec=pytree.tree_structure({"loss": 0}))
         return replace(program.with_graph(program.graph_module), signature=signature)
+
+
+def _check(loss: Any) -> None:
+    value = loss.meta["val"] if isinstance(loss, fx.Node) else loss
+    if not isinstance(value, torch.Tensor) or value.dim() or not value.is_floating_point():
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+        raise TraceError(f"the loss is {found}; training needs one floating number: take the mean or the sum")

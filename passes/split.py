@@ -102,10 +102,11 @@ class _StageBuilder:
         for name, argument in zip((*plan.received, *plan.inputs), arguments, strict=True):
             placeholder = self.graph.placeholder(name)
             placeholder.meta = dict(argument.meta)
-            value = self.by_name[name]
-            turned = memory_order(value) if name in plan.received else None
-            back = None if turned is None else [turned.index(d) for d in range(len(turned))]
-            self.inside[value] = placeholder if back is None else self._permute(placeholder, back, f"back_{name}")
+            self.inside[self.by_name[name]] = placeholder
+        for value in (self.by_name[name] for name in plan.received):
+            if (order := memory_order(value)) is not None:
+                back = [order.index(d) for d in range(len(order))]
+                self.inside[value] = self._permute(self.inside[value], back, f"back_{value.name}")
 
     def build(self, last: bool) -> fx.GraphModule:
         outputs = flat_outputs(self.program.graph) if last else [self.by_name[name] for name in self.plan.sent]

@@ -7,6 +7,7 @@ FLOORS = {
     0: ["fxpipe/errors.py", "triton_kernels/format.py"],
     1: [
         "fxpipe/units.py",
+        "fxpipe/graph_module.py",
         "fxpipe/model_digest.py",
         "fxpipe/plan_folder.py",
         "fxpipe/records.py",
@@ -26,7 +27,7 @@ FLOORS = {
         "fxpipe/ir/schedule.py",
         "fxpipe/ir/cost.py",
         "fxpipe/chain.py",
-        "triton_kernels/cpu.py",
+        "triton_kernels/native.py",
         "triton_kernels/kernels.py",
     ],
     3: [
@@ -37,6 +38,7 @@ FLOORS = {
         "fxpipe/verify_schedule.py",
         "fxpipe/simulate.py",
         "fxpipe/cut_search.py",
+        "triton_kernels/cpu.py",
         "triton_kernels/launch.py",
     ],
     4: [
@@ -44,11 +46,12 @@ FLOORS = {
         "fxpipe/printing.py",
         "fxpipe/pass_base.py",
         "fxpipe/storages.py",
-        "fxpipe/save_points.py",
+        "fxpipe/backward_facts.py",
         "fxpipe/signature_json.py",
         "triton_kernels/ops.py",
     ],
     5: [
+        "fxpipe/save_points.py",
         "fxpipe/pass_manager.py",
         "fxpipe/cost_model.py",
         "fxpipe/in_place.py",

@@ -16,6 +16,9 @@ from torch.utils._pytree import tree_leaves
 from fxpipe.backend import BackendOptions, CompressingPartitioner
 from fxpipe.errors import FormatError, OptionError
 
+# Inductor's own, on its first import
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
 ONE_LAYER = {
     "gpt": {"n_layers": 1, "dropout": 0.1},
     "llama": {"n_layers": 1},
@@ -150,7 +153,11 @@ def test_four_bits_with_the_default_partitioner():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"fromat": "bfp4b32"}, OptionError, r"unknown option 'fromat'; known: format, min_bytes, on_plan, partitioner"),
+        (
+            {"fromat": "bfp4b32"},
+            OptionError,
+            r"unknown option 'fromat'; known: format, min_bytes, on_plan, partitioner",
+        ),
         ({"format": "bfp4b33"}, FormatError, r"bfp4b33"),
         ({"format": 4}, OptionError, r"option format is a text such as 'bfp8b32', or None; found 4"),
         ({"partitioner": "max-cut"}, OptionError, r"unknown partitioner 'max-cut'; known: default, min-cut"),
@@ -161,7 +168,9 @@ def test_four_bits_with_the_default_partitioner():
 )
 def test_a_bad_option_is_named_to_the_user(options, error, message):
     compiled = torch.compile(network(), backend="fxpipe", options=options)
-    with pytest.raises(BackendCompilerFailed, match=rf"backend='fxpipe' raised:\n{error.__name__}: .*{message}") as caught:
+    with pytest.raises(
+        BackendCompilerFailed, match=rf"backend='fxpipe' raised:\n{error.__name__}: .*{message}"
+    ) as caught:
         compiled(torch.randn(4, 32))
     assert isinstance(caught.value.inner_exception, error)
 

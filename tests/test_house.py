@@ -61,6 +61,7 @@ def test_the_wheel_holds_every_source_under_its_installed_name(wheel):
     installed = {re.sub(r"^(passes|triton_kernels)/", r"fxpipe/\1/", source) for source in SOURCES}
     assert {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} == installed
     assert (wheel / "fxpipe" / "py.typed").exists()
+    assert (wheel / "fxpipe" / "triton_kernels" / "bfp.c").exists()
 
 
 def test_a_plain_install_works_away_from_the_checkout(wheel, tmp_path):

@@ -1,8 +1,8 @@
-"""The path for CPU tensors in eager operators, equal to ``reference`` bit for bit and several times as fast.
+"""The path for CPU tensors, equal to ``reference`` bit for bit: the compiled kernel of ``native``, or eager operators.
 
-Values pass in chunks that stay in cache. Scaling, rounding and offset are a multiplication and an addition that leave
-the code in a float's low bits; from there on eight codes are handled at a time, one a byte of an int64. A kernel that
-is compiled on first use belongs here, in front of these two functions.
+In eager operators, values pass in chunks that stay in cache. Scaling, rounding and offset are a multiplication and an
+addition that leave the code in a float's low bits; from there on eight codes are handled at a time, one a byte of an
+int64.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from . import native
 from .format import EXPONENT_NAN, GROUP, BFPFormat
 from .reference import dtype_name
 
@@ -22,6 +23,8 @@ _ROUND = 1.5 * 2**23
 
 def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
     """As ``reference.compress``."""
+    if native.ready():
+        return native.compress(x_flat, fmt)
     exponent_min = fmt.exponent_min(dtype_name(x_flat.dtype, fmt))
     x_flat = x_flat.detach()
     numel = x_flat.numel()
@@ -43,6 +46,8 @@ def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype) -> Tensor:
     """As ``reference.decompress``."""
+    if native.ready():
+        return native.decompress(planes, fmt, numel, dtype)
     dtype_name(dtype, fmt)
     out = planes[0].new_empty(numel, dtype=dtype)
     scratch = out.new_empty(min(CHUNK, fmt.n_blocks(numel) * fmt.block), dtype=torch.float32)

@@ -70,7 +70,9 @@ class DistributedPipe(Pipe):
                 f"or compile with n_ranks={found}"
             )
         if not dist.is_initialized():
-            self._set_up(lambda: dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self._timeout))
+            self._set_up(
+                lambda: dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self._timeout)
+            )
 
     def _meet(self) -> None:
         """Groups with the plan's timeout: one for all ranks, one for each set of ranks that share a parameter."""
@@ -95,7 +97,8 @@ class DistributedPipe(Pipe):
         except RuntimeError as e:
             raise RuntimeFailure(
                 f"rank {os.environ.get('RANK', '?')} of {self.spec.lowered.n_ranks} could not connect to all others within "
-                f"{self.spec.timeout_seconds:g} s (timeout_seconds); look for a rank that did not start or stopped ({first_line(e)})"
+                f"{self.spec.timeout_seconds:g} s (timeout_seconds); look for a rank that did not start or stopped "
+                f"({first_line(e)})"
             ) from e
 
     def _run(self, microbatches: list[dict[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:

@@ -23,7 +23,9 @@ class LocalPipe(Pipe):
         losses = self._engine.step(microbatches, loss_grad)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for name, users in self.spec.tied_users().items():
-            grads = [self.runners[u].separate_grads.pop(name, None) for u in reversed(users)]  # in the order of backward
+            grads = [
+                self.runners[u].separate_grads.pop(name, None) for u in reversed(users)
+            ]  # in the order of backward
             add_gradient(parameters[name], _sum([g for g in grads if g is not None]))
         return losses
 

@@ -124,4 +124,6 @@ def add_gradient(parameter: nn.Parameter, total: Tensor) -> None:
 
 
 def _like(x: Tensor, example: Tensor) -> Tensor:
-    return x if x.stride() == example.stride() else torch.empty_strided(x.shape, example.stride(), dtype=x.dtype).copy_(x)
+    return (
+        x if x.stride() == example.stride() else torch.empty_strided(x.shape, example.stride(), dtype=x.dtype).copy_(x)
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -41,7 +42,7 @@ def inductor(half: HalfGraph) -> BoxedCall:
     for old, new in mapping.items():
         new.meta = dict(old.meta)
     placeholders = half.graph_module.graph.find_nodes(op="placeholder")
-    returned = half.graph_module.graph.output_node().args[0]
+    returned: Any = half.graph_module.graph.output_node().args[0]
     computed = list(dict.fromkeys(n for n in returned if n is not None and n.op != "placeholder"))
     graph.output(tuple(mapping[n] for n in computed))
     examples = [n.meta["val"] for n in placeholders]
@@ -94,7 +95,7 @@ class StageRunner:
         self.events: list[Event] = []
         """When each forward and backward ran, in this process's clock; whoever reads them clears them."""
         self.saved_bytes = 0
-        """What one microbatch holds between forward and backward, each storage once, the model's and the user's tensors excluded."""
+        """What one microbatch holds between forward and backward, each storage once, without the model and the inputs."""
         self.peak_saved_bytes = 0
 
     @torch.no_grad()
@@ -106,11 +107,15 @@ class StageRunner:
         with self._recorded(Type.F, microbatch):
             own_inputs = [inputs[name] for name in self.graphs.inputs]
             placed = [*received, *own_inputs]
-            values = [placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs]
+            values = [
+                placed[int(b.name)] if b.kind == "input" else self._tensors[b.name] for b in self.graphs.forward.inputs
+            ]
             del placed
             outputs: list[Tensor] = []
             saved: list[Tensor | None] = []
-            for binding, value in zip(self.graphs.forward.outputs, self._forward([v.detach() for v in values]), strict=True):
+            for binding, value in zip(
+                self.graphs.forward.outputs, self._forward([v.detach() for v in values]), strict=True
+            ):
                 if binding.kind == "mutation" and value is not None:
                     self._tensors[binding.name].copy_(value)
                 elif binding.kind == "output" and value is not None:
@@ -129,7 +134,9 @@ class StageRunner:
         """
         with self._recorded(Type.B, microbatch):
             values = self._take_saved(microbatch)
-            values += [self._output_grad(int(b.name), output_grads) for b in self.graphs.backward.inputs if b.kind == "output"]
+            values += [
+                self._output_grad(int(b.name), output_grads) for b in self.graphs.backward.inputs if b.kind == "output"
+            ]
             received: list[Tensor | None] = [None] * len(self.graphs.received)
             seen: set[int] = set()
             for binding, value in zip(self.graphs.backward.outputs, self._backward(values), strict=True):
@@ -158,8 +165,10 @@ class StageRunner:
         try:
             yield
         except Exception as e:
-            e.add_note(f"fxpipe: in {action}, {'forward' if kind is Type.F else 'backward'} of microbatch {microbatch} on stage "
-                       f"{self.graphs.index}")
+            e.add_note(
+                f"fxpipe: in {action}, {'forward' if kind is Type.F else 'backward'} of microbatch {microbatch} on stage "
+                f"{self.graphs.index}"
+            )
             raise
         self.events.append(Event(action, self.graphs.index, start, time.perf_counter()))
 

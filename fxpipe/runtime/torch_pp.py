@@ -42,7 +42,12 @@ class _Stage(PipelineStage):
     """Our stage as torch sees it. All shapes are known before the first step; messages are posted here, in torch's order."""
 
     def __init__(
-        self, graphs: StageGraphs, stages: Sequence[StageGraphs], device: torch.device, group: dist.ProcessGroup, watch: Watch
+        self,
+        graphs: StageGraphs,
+        stages: Sequence[StageGraphs],
+        device: torch.device,
+        group: dist.ProcessGroup,
+        watch: Watch,
     ) -> None:
         index = graphs.index
         self._inputs = [_blank(x) for x in stages[index - 1].example_outputs] if index else []
@@ -77,7 +82,7 @@ class _Stage(PipelineStage):
         return self._finish(self._receiving.pop(microbatch, []), "receive from", self.stage_index - 1)
 
     def take_received_grads(self, microbatch: int) -> list[Tensor | None]:
-        """The gradients of this stage's outputs, ``None`` where there is none; also lets go of those outputs, which have arrived."""
+        """The gradients of this stage's outputs, ``None`` where there is none. Lets go of those outputs: they have arrived."""
         grads = iter(self._finish(self._receiving_grads.pop(microbatch, []), "receive from", self.stage_index + 1))
         self._finish(self._sending.pop(microbatch, []), "send to", self.stage_index + 1)
         return [next(grads) if computed else None for computed in self._receives_grad]
@@ -152,7 +157,9 @@ class TorchEngine:
         self._runner = runner
         self._stage = _Stage(runner.graphs, stages, device, group, watch)
         self._watch = watch
-        self._runtime = _PipelineScheduleRuntime([self._stage], schedule.n_microbatches, scale_grads=False)
+        self._runtime = _PipelineScheduleRuntime(  # type: ignore[no-untyped-call]
+            [self._stage], schedule.n_microbatches, scale_grads=False
+        )
         actions = {r: [_Action.from_str(str(a)) for a in p] for r, p in enumerate(schedule.programs)}
         self._runtime._prepare_schedule_with_comms(actions, format="compute_comms")
         for kind, function in ((FORWARD, self._forward), (FULL_BACKWARD, self._backward), (REDUCE_GRAD, _nothing)):
@@ -170,18 +177,18 @@ class TorchEngine:
         self._stage.finish_sends()
         return self._losses
 
-    def _forward(self, action: _Action, context: _PipelineContext) -> None:
+    def _forward(self, action: _Action, ctx: _PipelineContext) -> None:
         microbatch = _microbatch(action)
         self._runtime.fwd_recv_ops.pop((action.stage_index, microbatch), None)
         received = self._stage.take_received(microbatch)
-        assert context.kwarg_mbs is not None
-        outputs = self._runner.forward(microbatch, received, context.kwarg_mbs[microbatch])
+        assert ctx.kwarg_mbs is not None
+        outputs = self._runner.forward(microbatch, received, ctx.kwarg_mbs[microbatch])
         if self._stage.is_last:
             self._losses.append(outputs[0])
         else:
             self._stage.outgoing[microbatch] = outputs
 
-    def _backward(self, action: _Action, context: _PipelineContext) -> None:
+    def _backward(self, action: _Action, ctx: _PipelineContext) -> None:
         microbatch = _microbatch(action)
         self._runtime.bwd_recv_ops.pop((action.stage_index, microbatch), None)
         last = self._stage.is_last
@@ -218,5 +225,5 @@ def _microbatch(action: _Action) -> int:
     return int(action.microbatch_index)
 
 
-def _nothing(action: _Action, context: _PipelineContext) -> None:
+def _nothing(action: _Action, ctx: _PipelineContext) -> None:
     """REDUCE_GRAD: gradients are already scaled, and those of tied parameters are summed once the step is over."""

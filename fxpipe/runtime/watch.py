@@ -8,6 +8,7 @@ a run without failures pays nothing. (Nothing here waits for a message: a wait t
 
 import contextlib
 import datetime
+import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -97,5 +98,6 @@ class Watch:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first sentence of an error's message without gloo's place in its own source, or its class where it has none."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[\S*\] ", "", line).split(". ")[0]

@@ -1,13 +1,18 @@
-"""The path for CPU tensors equals the reference bit for bit."""
+"""The path for CPU tensors in eager operators equals the reference bit for bit. ``test_native.py`` has the other one."""
 
 import pytest
 import torch
 from kernels.inputs import every_class, same
 
-from fxpipe.triton_kernels import BFPFormat, cpu, reference
+from fxpipe.triton_kernels import BFPFormat, cpu, native, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    monkeypatch.setattr(native, "ready", lambda: False)
 
 
 def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype) -> None:

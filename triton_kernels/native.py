@@ -1,0 +1,206 @@
+"""The path for CPU tensors compiled from ``bfp.c``: built on first use, kept in a cache, equal to ``reference`` bit for bit.
+
+The compiler is one that Inductor would need anyway. Where there is none, or it fails, that is logged once and ``cpu``
+goes on with eager operators; FXPIPE_NATIVE=0 in the environment asks for those. The kernel runs in torch's own OpenMP
+threads, as many as ``torch.get_num_threads()``, without the interpreter's lock.
+
+The library lies in $XDG_CACHE_HOME/fxpipe (~/.cache/fxpipe), or in the temporary directory if that cannot be written,
+named by a hash of all that it depends on, and is moved there whole: processes may build at once.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .format import DTYPES, GROUP, BFPFormat
+from .reference import dtype_name
+
+SOURCE = Path(__file__).with_name("bfp.c")
+COMPILERS = ("$CC", "$CXX", "cc", "gcc", "clang", "g++")
+FLAGS = (*"-x c -O3 -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fPIC -shared".split(),)
+FLAGS_OF_THIS_CPU = ("-march=native",)  # left out where the compiler does not know them
+_TIMEOUT_SECONDS = 120
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features", "isa")
+
+
+class Unavailable(Exception):
+    """Why there is no compiled kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The loaded library: its one function, and the address of OpenMP's ``GOMP_parallel``, 0 if torch has none."""
+
+    run: "ctypes._NamedFuncPointer"
+    parallel: int
+    path: Path
+
+
+def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
+    """As ``reference.compress``, if ``ready()``."""
+    values = x_flat.contiguous()
+    numel = values.numel()
+    n_blocks = fmt.n_blocks(numel)
+    n_groups = n_blocks * (fmt.block // GROUP)
+    codes = [values.new_empty(length * n_groups, dtype=dtype) for dtype, length in _group_planes(fmt.width)]
+    planes = (*codes, values.new_empty(n_blocks, dtype=torch.uint8))
+    _run(0, values, planes, fmt, numel)
+    return planes
+
+
+def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype) -> Tensor:
+    """As ``reference.decompress``, if ``ready()``; the planes are contiguous and of their due lengths."""
+    values = planes[0].new_empty(numel, dtype=dtype)
+    _run(1, values, planes, fmt, numel)
+    return values
+
+
+def ready() -> bool:
+    """Whether the kernel can be used; builds and loads it when first asked."""
+    return _kernel_or_reason()[0] is not None
+
+
+def describe() -> str:
+    """Which path CPU tensors take, and why."""
+    kernel, reason = _kernel_or_reason()
+    return f"native ({kernel.path})" if kernel else f"eager ({reason})"
+
+
+def _run(decompress: int, values: Tensor, planes: Sequence[Tensor], fmt: BFPFormat, numel: int) -> None:
+    kernel = _kernel_or_reason()[0]
+    assert kernel is not None
+    name = dtype_name(values.dtype, fmt)
+    *codes, exponents = [plane.data_ptr() for plane in planes]
+    code32 = codes.pop(0) if fmt.width & 12 else 0
+    code16 = codes.pop(0) if fmt.width & 2 else 0
+    code8 = codes.pop(0) if fmt.width & 1 else 0
+    kernel.run(
+        decompress, values.data_ptr(), code32, code16, code8, exponents, numel, DTYPES.index(name),
+        fmt.width, fmt.block, fmt.unsigned, fmt.exponent_min(name), kernel.parallel, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+@cache
+def _group_planes(width: int) -> tuple[tuple[torch.dtype, int], ...]:
+    return tuple((getattr(torch, plane.dtype), plane.length) for plane in BFPFormat(width, GROUP).group_planes)
+
+
+@cache
+def _kernel_or_reason() -> tuple[Kernel | None, str]:
+    if os.environ.get("FXPIPE_NATIVE") == "0":
+        return None, "FXPIPE_NATIVE is 0"
+    try:
+        return _load(), ""
+    except Unavailable as reason:
+        logging.getLogger("fxpipe").warning(
+            "CPU tensors are compressed by eager operators, to the same bits but several times as slow: %s. "
+            "FXPIPE_NATIVE=0 asks for that.",
+            reason,
+        )
+        return None, str(reason)
+
+
+def _load() -> Kernel:
+    if sys.byteorder != "little":
+        raise Unavailable("this machine is big-endian")
+    compiler = _compiler()
+    name = f"bfp-{_key(compiler)}.so"
+    failures = []
+    for directory in _directories():
+        try:
+            _make_private(directory)
+            if not (directory / name).exists():
+                _build(compiler, directory / name)
+            return _bind(directory / name)
+        except OSError as error:
+            failures.append(f"{directory}: {error}")
+    raise Unavailable("no directory to keep the kernel in: " + "; ".join(failures))
+
+
+def _bind(path: Path) -> Kernel:
+    run = ctypes.CDLL(str(path)).fxpipe_bfp
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    run.argtypes = [number, *[pointer] * 5, ctypes.c_size_t, *[number] * 5, pointer, ctypes.c_uint]
+    run.restype = None
+    try:  # the OpenMP that torch was linked with, by whatever file name: a second one would compete for the cores
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        parallel = ctypes.cast(torch_cpu.GOMP_parallel, pointer).value or 0
+    except (OSError, AttributeError):
+        parallel = 0
+    return Kernel(run, parallel, path)
+
+
+def _compiler() -> list[str]:
+    """The command of the first compiler there is."""
+    for name in COMPILERS:
+        command = shlex.split(os.environ.get(name[1:], "")) if name.startswith("$") else [name]
+        if command and shutil.which(command[0]):
+            return command
+    raise Unavailable(f"no C compiler found; looked for {', '.join(COMPILERS)}")
+
+
+def _key(compiler: Sequence[str]) -> str:
+    """A hash of all that the library depends on."""
+    version = _output([*compiler, "--version"])
+    parts = [SOURCE.read_text(), *compiler, version, *FLAGS, *FLAGS_OF_THIS_CPU, platform.machine(), *_cpu()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu() -> list[str]:
+    """What Linux says of the processors' kind: libraries are built for one, and homes are shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return [platform.node()]
+    return sorted({line for line in lines if line.partition("\t")[0].partition(":")[0].strip() in _CPU_FIELDS})
+
+
+def _directories() -> Iterator[Path]:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if home.is_absolute():
+        yield home / "fxpipe"
+    yield Path(tempfile.gettempdir()) / f"fxpipe-{os.getuid()}"
+
+
+def _make_private(directory: Path) -> None:
+    """Make ``directory``, unless it is there; code is not loaded from where others may write."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError("belongs to, or can be written by, another user")
+
+
+def _build(compiler: Sequence[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as scratch:
+        library = Path(scratch) / path.name
+        command = [*compiler, *FLAGS, "-o", str(library), str(SOURCE)]
+        try:
+            _output([*command, *FLAGS_OF_THIS_CPU])
+        except Unavailable:
+            _output(command)
+        library.replace(path)
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_SECONDS)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Unavailable(f"`{shlex.join(command)}` failed with {error.returncode}: {last}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"`{shlex.join(command)}` failed: {error}") from error
+    return process.stdout
