@@ -95,7 +95,7 @@ def _refusal_of_uses(node: fx.Node, name: str, uses: BackwardFacts) -> str:
 
 def _point(node: fx.Node, stage_index: int, format: BFPFormat | None, refusal: str) -> SavePoint:
     val = node.meta["val"]
-    raw = _raw_bytes(node)
+    raw = max(_raw_bytes(node), _raw_bytes(storage_of(node)))  # a part of a storage keeps all of it
     reason = refusal
     if format is not None and is_non_negative(node):
         format, reason = replace(format, unsigned=True), "non-negative"

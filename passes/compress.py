@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
-from fxpipe.errors import FormatError, VerifyError
+from fxpipe.errors import FormatError, OptionError, VerifyError
 from fxpipe.graph_module import copy_graph_module
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
@@ -45,6 +45,8 @@ class ChooseSavePoints(Pass):
 
     def __post_init__(self) -> None:
         parse_format(self.format)
+        if self.min_bytes < 0:
+            raise OptionError(f"min_bytes is {self.min_bytes}; expected at least 0")
 
     def run(self, program: Program) -> Program:
         format = parse_format(self.format)

@@ -72,6 +72,12 @@ class LowerStages(Pass):
             lowered.append(
                 lower_stage(module, stage.index, stage.received, needs_grad, self.partitioner, loss_index, last)
             )
+        index = program.signature.loss_index
+        if index is not None and not lowered[-1].output_needs_grad[index]:
+            raise VerifyError(
+                "the loss has no gradient: it depends on no parameter that requires one; unfreeze some, or look for a "
+                "detach() or no_grad() on the way"
+            )
         return program.with_facts(LoweredStages(tuple(lowered)))
 
 

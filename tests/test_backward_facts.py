@@ -11,7 +11,7 @@ X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0)) + 0.5
 LSE = X[:, :1].clone()
 
 
-def facts(function, *others):
+def facts(function):
     """Facts about ``x`` (and ``s``, a value for each row) in a backward graph; the third placeholder is a gradient."""
     graph = make_fx(lambda x, s, g: function(x, s, g), tracing_mode="fake")(X, LSE, X.clone()).graph
     placeholders = graph.find_nodes(op="placeholder")

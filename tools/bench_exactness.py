@@ -4,8 +4,8 @@
 
 Each model is cut into 2 and into 4 stages, without compression. "exact" is one microbatch with the model's own dropout, against
 eager from the same seed; "1f1b" is 8 microbatches without dropout, whose random numbers would come in another order, against
-eager on the whole batch (with BatchNorm: on the microbatches). A difference is that of a tensor's norm, relative to the norm of the
-expected tensor, or to a hundredth of the norm of all gradients (or buffers) where that is more; the largest is shown.
+eager on the whole batch (with BatchNorm: on the microbatches). A difference is a tensor's, by its norm, relative to the norm of
+the expected tensor, or to a hundredth of the norm of all gradients (or buffers) where that is more; the largest is shown.
 Prints a table, and JSON as the last line. ``--check`` exits with 1 where a difference is over its bound and not bitwise zero.
 """
 

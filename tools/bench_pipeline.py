@@ -41,7 +41,7 @@ Step = Callable[[], None]
 
 
 class EagerStage(nn.Module):
-    """A stage module as torch's schedule wants it: what it receives by position, its own inputs by keyword, one result alone."""
+    """A stage module as torch's schedule calls it: what it receives by position, its own inputs by keyword."""
 
     def __init__(self, stage: nn.Module, names: tuple[str, ...], n_outputs: int) -> None:
         super().__init__()
