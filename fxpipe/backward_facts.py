@@ -57,14 +57,26 @@ def backward_facts(backward: fx.Graph, saved: Iterable[fx.Node]) -> BackwardFact
 
 
 def _exponentiated(backward: fx.Graph) -> frozenset[str]:
-    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``.
+    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``, and masks of attention.
 
     An error in such a value becomes a factor on every gradient of the row.
     """
     found: set[str] = set()
-    for node in backward.find_nodes(op="call_function", target=aten.exp.default):
-        found |= {n.name for n in _shifted_sources(_operand(node, 0))}
+    for node in backward.nodes:
+        if node.target is aten.exp.default:
+            found |= {n.name for n in _shifted_sources(_operand(node, 0))}
+        found |= {original_of(mask).name for mask in _attention_masks(node)}
     return frozenset(found)
+
+
+def _attention_masks(node: fx.Node) -> Iterator[fx.Node]:
+    """What a fused attention adds to its scores, which it exponentiates."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.name.startswith("aten::_scaled_dot_product"):
+        for name, value in zip([a.name for a in schema.arguments], node.args, strict=False):
+            if name in ("attn_mask", "attn_bias") and isinstance(value, fx.Node):
+                yield value
+        yield from (v for k, v in node.kwargs.items() if k in ("attn_mask", "attn_bias") and isinstance(v, fx.Node))
 
 
 def _shifted_sources(node: fx.Node, shifted: bool = False) -> Iterator[fx.Node]:

@@ -79,4 +79,5 @@ def _command(n_ranks: int) -> list[str]:
 
 def _environment(n_threads: int) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    return {**kept, "OMP_NUM_THREADS": str(n_threads)}
+    # Passive: threads that spin while they wait take the cores from whoever else works on this machine.
+    return {**kept, "OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive"}

@@ -89,10 +89,16 @@ def left_behind(model: nn.Module, loss: Tensor) -> Step:
 def run(name: str, program: Program) -> tuple[Step, list[StageRunner]]:
     """One step of a lowered program on a fresh model, one stage after the other."""
     model, _, _ = small(name)
+    return run_on(model, program, inputs_of(name), constants_of(traced(name), model))
+
+
+def run_on(
+    model: nn.Module, program: Program, tensors: list[Tensor], constants: dict[str, Tensor] | None = None
+) -> tuple[Step, list[StageRunner]]:
+    """One step of a lowered program on this model, with these tensors as the program's inputs."""
     torch.manual_seed(SEED)
-    constants = constants_of(traced(name), model)
-    runners = [StageRunner(s, model, constants) for s in program.fact(LoweredStages).stages]
-    inputs = dict(zip(program.signature.inputs, inputs_of(name), strict=True))
+    runners = [StageRunner(s, model, constants or {}) for s in program.fact(LoweredStages).stages]
+    inputs = dict(zip(program.signature.inputs, tensors, strict=True))
     values: tuple[Tensor, ...] = ()
     for runner in runners:
         values = runner.forward(0, values, inputs)
@@ -123,3 +129,10 @@ def assert_same(found: Step, expected: Step) -> None:
     for a, b in ((found.grads, expected.grads), (found.buffers, expected.buffers)):
         assert a.keys() == b.keys()
         assert [n for n in a if not torch.equal(a[n], b[n])] == []
+
+
+def relative_error(found: Step, expected: Step) -> float:
+    """Of all gradients together."""
+    assert found.grads.keys() == expected.grads.keys()
+    error = sum((found.grads[n].double() - g).square().sum() for n, g in expected.grads.items())
+    return float((error / sum(g.double().square().sum() for g in expected.grads.values())) ** 0.5)

@@ -42,7 +42,7 @@ class Step:
     """One training step of ``function``, a compiled or plain ``model``, in the given random state."""
 
     def __init__(self, model, function, args=(), kwargs=None, seed=1):
-        own = {t.untyped_storage().data_ptr() for t in tree_leaves((list(model.parameters()), args, kwargs))}
+        own = {t.untyped_storage().data_ptr() for t in tree_leaves((list(model.parameters()), args, kwargs or {}))}
         stored = {}
 
         def pack(tensor):

@@ -20,10 +20,20 @@ def facts(function):
     return backward_facts(graph, placeholders[:2])
 
 
+def attention_backward(g, mask):
+    q = g.view(1, 1, 8, 4).transpose(2, 3)
+    out = aten._scaled_dot_product_flash_attention_for_cpu(q, q, q)
+    key = torch.cat([q, q], dim=2)
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        q, q, key, key, out[0], out[1], 0.0, False, attn_mask=mask
+    )[0]
+
+
 EXPONENTIATED = {
     "softmax from scores": lambda x, s, g: g * (x - s).exp(),
     "scaled scores": lambda x, s, g: g * (x * 0.125 - s).exp(),
     "viewed and cast": lambda x, s, g: g * (x.view(4, 8).to(torch.float64) - s).exp(),
+    "an attention's mask": lambda x, s, g: attention_backward(g, x.view(1, 1, 4, 8)),
     "less the maximum, then a sum": lambda x, s, g: g * ((x + 1.0) - s).exp() / 2.0,
 }
 NOT_EXPONENTIATED = {
