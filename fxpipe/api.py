@@ -82,8 +82,8 @@ def call_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], Mapp
         return (example_inputs,), {}
     if not isinstance(example_inputs, tuple | list):
         raise OptionError(
-            f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of positional inputs, a mapping of "
-            "keyword inputs, or a pair (tuple, mapping)"
+            f"example_inputs is a {type(example_inputs).__name__}; expected a tensor, a tuple of positional inputs, "
+            "a mapping of keyword inputs, or a pair (tuple, mapping)"
         )
     if len(example_inputs) == 2 and isinstance(example_inputs[0], tuple) and isinstance(example_inputs[1], Mapping):
         return example_inputs[0], example_inputs[1]

@@ -7,7 +7,7 @@ The joint graph comes through Inductor's public ``custom_partitioner_fn``; the r
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch.fx as fx
 from torch._inductor import list_mode_options
@@ -19,7 +19,7 @@ from fxpipe.ir.compression import CompressionPlan
 from fxpipe.passes import compress
 from fxpipe.passes.compress import compress_halves, parse_format
 from fxpipe.passes.lower import PARTITIONERS
-from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, share_storages
+from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, save_softmaxes, share_storages
 from fxpipe.triton_kernels import format as formats, ops
 
 DEFAULT_FORMAT = "bfp8b32"
@@ -75,6 +75,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         n_outputs: int = kwargs["num_fwd_outputs"]
         if options.format is not None:
             save_relus(gm.graph)
+            save_softmaxes(gm.graph)
         forward, backward = PARTITIONERS[options.partitioner](gm, joint_inputs, **kwargs)
         share_storages(forward.graph, backward.graph, n_outputs)
         points = choose_save_points(
@@ -111,5 +112,4 @@ def fxpipe(
 
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
     patches = {**list_mode_options(mode or "default"), "custom_partitioner_fn": partitioner}
-    compiled: Callable[..., Any] = compile_fx(graph_module, example_inputs, config_patches=patches)
-    return compiled
+    return cast(Callable[..., Any], compile_fx(graph_module, example_inputs, config_patches=patches))

@@ -30,8 +30,8 @@ _PRODUCTS = {
 class BackwardFacts:
     """Names of backward's placeholders by what an error in them would do.
 
-    ``exponentiated``: become a factor on every gradient of a row. ``compared``: decide the other way, and a gradient that flowed
-    is cut off or the reverse. ``compared_with_zero``: the same, unless zeros stay zeros. ``divided``: blow up near zero.
+    ``exponentiated``: become a factor on every gradient of a row. ``compared``: decide the other way, and cut off a gradient
+    that flowed, or the reverse. ``compared_with_zero``: the same, unless zeros stay zeros. ``divided``: blow up near zero.
     """
 
     exponentiated: frozenset[str]
@@ -57,7 +57,7 @@ def backward_facts(backward: fx.Graph, saved: Iterable[fx.Node]) -> BackwardFact
 
 
 def _exponentiated(backward: fx.Graph) -> frozenset[str]:
-    """The names of backward's placeholders that it exponentiates as a softmax does: ``exp(x - statistic)``, and masks of attention.
+    """The names of backward's placeholders that it exponentiates as softmax does: ``exp(x - statistic)``; masks of attention.
 
     An error in such a value becomes a factor on every gradient of the row.
     """
@@ -106,7 +106,7 @@ def _numel(node: fx.Node) -> int:
 def _compared(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     """Floating operands that the node compares, and whether with zero."""
     if node.target in _STEPS:
-        yield _operand(node, 1), node.target is aten.threshold_backward.default and node.args[2] == 0
+        yield _operand(node, 1), node.target is aten.threshold_backward.default and bool(node.args[2] == 0)
     elif node.target in _SIGNS:
         yield _operand(node, 0), True
     elif node.target in _COMPARISONS:

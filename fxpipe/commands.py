@@ -1,9 +1,9 @@
 """What each command of ``fxpipe`` does, given the parsed command line. Results go to standard output."""
 
 import json
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
-import tempfile
 from dataclasses import MISSING, Field, asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
 from fxpipe.trace import trace
-
 
 LEARNS_TEXT = ("demo:gpt", "demo:llama")
 """Models that take characters: they learn real text, the others their example inputs over and over."""
@@ -78,7 +77,11 @@ def run(arguments: Namespace) -> None:
             label=f"{arguments.model}, {made.options.n_ranks} ranks",
         )
         result = launch(job, made.options.n_ranks)
-    _print(arguments, {"model": arguments.model, "n_ranks": made.options.n_ranks, **asdict(result)}, lambda: _losses(result))
+    _print(
+        arguments,
+        {"model": arguments.model, "n_ranks": made.options.n_ranks, **asdict(result)},
+        lambda: _losses(result),
+    )
 
 
 def _losses(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""``fxpipe demo``: a small GPT learns characters of real text on two ranks, compressed, and is set against one plain process."""
+"""``fxpipe demo``: a small GPT learns characters of real text on two ranks, compressed, next to one plain process."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Report:
 
 
 def run_demo(steps: int, folder: Path) -> tuple[Report, str]:
-    """Plans, trains both ways, writes ``plan/``, ``plan.txt``, ``losses.csv``, ``report.json`` and ``report.txt`` into ``folder``.
+    """Plans and trains both ways; writes plan/, plan.txt, losses.csv, report.json and report.txt into ``folder``.
 
     Returns the report and its text.
 
@@ -49,8 +49,13 @@ def run_demo(steps: int, folder: Path) -> tuple[Report, str]:
     (folder / "plan.txt").write_text(f"{plan}\n")
     prediction = rehearse(plan, source.args, source.kwargs)
     common: dict[str, Any] = {
-        "model": MODEL, "arguments": MODEL_ARGUMENTS, "options": OPTIONS, "steps": steps, "text": True, "learning_rate": LEARNING_RATE,
-    }  # fmt: skip
+        "model": MODEL,
+        "arguments": MODEL_ARGUMENTS,
+        "options": OPTIONS,
+        "steps": steps,
+        "text": True,
+        "learning_rate": LEARNING_RATE,
+    }
     pipeline = run(Job(**common, plan=str(folder / "plan"), label="pipeline, 2 ranks"), N_RANKS)
     eager = run(Job(**common, engine="eager", n_threads=os.cpu_count() or 1, label="one plain process"), 1)
     report = Report(pipeline, eager, prediction, str(folder))
@@ -80,7 +85,9 @@ def _curve(pipeline: Sequence[float], eager: Sequence[float], n_rows: int = 8) -
     for start in range(0, len(pipeline), size):
         part = slice(start, start + size)
         a, b = _mean(pipeline[part]), _mean(eager[part])
-        rows.append([f"{start + 1}-{min(start + size, len(pipeline))}", f"{a:.4f}", f"{b:.4f}", f"{100 * (a / b - 1):+.2f} %"])
+        rows.append(
+            [f"{start + 1}-{min(start + size, len(pipeline))}", f"{a:.4f}", f"{b:.4f}", f"{100 * (a / b - 1):+.2f} %"]
+        )
     return printing.table(rows, ["steps", "loss, 2 ranks bfp4b32", "loss, one process", "difference"])
 
 
@@ -101,7 +108,9 @@ def _figures(report: Report, plan: Plan) -> str:
         ["bubble, predicted", _percent(p.bubble), None],
         ["training time", units.format_seconds(a.seconds), units.format_seconds(b.seconds)],
     ]
-    return printing.table(rows, ["", f"{plan.options.n_ranks} ranks, 1f1b, {plan.options.format}", "one process, uncompressed"])
+    return printing.table(
+        rows, ["", f"{plan.options.n_ranks} ranks, 1f1b, {plan.options.format}", "one process, uncompressed"]
+    )
 
 
 def _loss(value: float | None) -> str:

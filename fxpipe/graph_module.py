@@ -4,7 +4,7 @@ A pipeline edits a graph many times and calls it at the end, if at all; ``fx.Gra
 code at every step, which took a third of the passes' time. torch.compile uses the same class for the same reason.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,6 +28,18 @@ def copy_graph_module(module: fx.GraphModule) -> fx.GraphModule:
     result = new_graph_module(module, graph, type(module).__name__)
     result.train(module.training)
     return result
+
+
+def returned(graph: fx.Graph) -> list[Any]:
+    """What the graph returns: nodes, and ``None`` where it returns nothing."""
+    values: Any = graph.output_node().args[0]
+    return list(values)
+
+
+def set_returned(graph: fx.Graph, values: Sequence[Any]) -> None:
+    """Makes the graph return these, as a list or tuple like before."""
+    output = graph.output_node()
+    output.args = (list(values) if isinstance(output.args[0], list) else tuple(values),)
 
 
 def lazy_graph_modules() -> AbstractContextManager[None]:

@@ -18,8 +18,8 @@ class Job:
     """A training run as plain data. ``model`` is MODEL of the command line; ``demo`` arguments go to its function.
 
     engine: ``fxpipe`` runs the plan that ``options`` describe (or the one saved in ``plan``), ``eager`` the model as it is.
-    Data: windows of real text for a model that takes ``input_ids`` and ``labels`` when ``text`` is set, else the example inputs,
-    the same in every step.
+    Data: windows of real text for a model that takes ``input_ids`` and ``labels`` when ``text`` is set, else the example
+    inputs, the same in every step.
     """
 
     model: str
@@ -61,10 +61,12 @@ def run(job: Job, n_ranks: int) -> Result:
     with tempfile.TemporaryDirectory(prefix="fxpipe-") as folder:
         request, answer = Path(folder) / "job.json", Path(folder) / "result.json"
         request.write_text(json.dumps(asdict(job)))
-        started = subprocess.run([*_command(n_ranks), str(request), str(answer)], env=_environment(job.n_threads))
+        command = [*_command(n_ranks), str(request), str(answer)]
+        started = subprocess.run(command, env=_environment(job.n_threads), check=False)
         if started.returncode or not answer.exists():
             raise RuntimeFailure(
-                f"{job.label} on {n_ranks} ranks ended with exit code {started.returncode}; its output above says which rank and why"
+                f"{job.label} on {n_ranks} ranks ended with exit code {started.returncode}; "
+                "its output above says which rank and why"
             )
         found = json.loads(answer.read_text())
     return Result(**{**found, "losses": tuple(found["losses"]), "peak_saved_bytes": tuple(found["peak_saved_bytes"])})
@@ -78,6 +80,10 @@ def _command(n_ranks: int) -> list[str]:
 
 
 def _environment(n_threads: int) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     # Passive: threads that spin while they wait take the cores from whoever else works on this machine.
     return {**kept, "OMP_NUM_THREADS": str(n_threads), "OMP_WAIT_POLICY": "passive"}

@@ -53,7 +53,9 @@ class Microbatches:
         ]
 
 
-def tensor_leaves(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any) -> list[torch.Tensor]:
+def tensor_leaves(
+    signature: Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any
+) -> list[torch.Tensor]:
     """The tensor leaves of a call, after checking that it has the structure and the constants of the traced one.
 
     Raises:
@@ -70,11 +72,15 @@ def tensor_leaves(signature: Signature, args: tuple[Any, ...], kwargs: Mapping[s
         )
     leaves, spec = pytree.tree_flatten((args, known, target))
     if spec != signature.in_spec:
-        raise InputError(f"the inputs are nested differently from the traced ones: expected {signature.in_spec}, found {spec}")
+        raise InputError(
+            f"the inputs are nested differently from the traced ones: expected {signature.in_spec}, found {spec}"
+        )
     constants = dict(signature.constants)
     for i, value in constants.items():
         if isinstance(leaves[i], torch.Tensor) or leaves[i] != value:
-            raise InputError(f"input leaf {i} was the constant {value!r} when traced, now {leaves[i]!r}; compile again for it")
+            raise InputError(
+                f"input leaf {i} was the constant {value!r} when traced, now {leaves[i]!r}; compile again for it"
+            )
     tensors = [x for i, x in enumerate(leaves) if i not in constants]
     for path, x in zip(signature.paths, tensors, strict=True):
         if not isinstance(x, torch.Tensor):

@@ -13,7 +13,9 @@ def model_digest(model: nn.Module) -> dict[str, str]:
     which names share one tensor. ``code``: the source of every module class that has source.
     """
     return {
-        "structure": _hash(f"{name} {type(m).__qualname__} {m.extra_repr()} {m.training}" for name, m in model.named_modules()),
+        "structure": _hash(
+            f"{name} {type(m).__qualname__} {m.extra_repr()} {m.training}" for name, m in model.named_modules()
+        ),
         "parameters": _tensors(model.named_parameters(remove_duplicate=False)),
         "buffers": _tensors(model.named_buffers(remove_duplicate=False)),
         "code": _hash(sorted(map(_source, {type(m) for m in model.modules()}))),

@@ -47,7 +47,9 @@ class Pass(ABC):
             if key not in fields:
                 raise OptionError(f"{cls.name}: {unknown('option', key, fields)}")
             if not eq or key in values:
-                raise OptionError(f"{cls.name}: option {key} is given {'twice' if eq else 'no value'}; write {key}=VALUE once")
+                raise OptionError(
+                    f"{cls.name}: option {key} is given {'twice' if eq else 'no value'}; write {key}=VALUE once"
+                )
             values[key] = _parse_value(cls.name, key, value, hints[key])
         return cls(**values)
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.fx as fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fxpipe.backward_facts import BackwardFacts, backward_facts
+from fxpipe.graph_module import returned, set_returned
 from fxpipe.ir.compression import SavePoint
 from fxpipe.triton_kernels.format import DTYPES, BFPFormat
 from fxpipe.value_facts import (
@@ -18,6 +20,7 @@ from fxpipe.value_facts import (
     is_floating,
     is_log_softmax,
     is_non_negative,
+    is_softmax,
     is_statistic,
     original_of,
     storage_of,
@@ -47,8 +50,8 @@ def choose_save_points(
     what goes to the next stage does not.
     Values that share a storage must have been brought together first (``share_storages``).
     """
-    outputs = forward.output_node().args[0]
-    returned = {storage_of(n) for n in outputs[: n_outputs if n_lasting is None else n_lasting]}
+    outputs = returned(forward)
+    lasting = {storage_of(n) for n in outputs[: n_outputs if n_lasting is None else n_lasting]}
     pairs = saved_pairs(forward, backward, n_outputs)
     uses = backward_facts(backward, (placeholder for _, placeholder in pairs))
     points = []
@@ -56,7 +59,9 @@ def choose_save_points(
         if _is_static(storage_of(node), received):
             continue
         refusal = "copy of a parameter or input" if _is_static(original_of(node), received) else ""
-        refusal = refusal or _refusal(node, returned, received, min_bytes) or _refusal_of_uses(node, placeholder.name, uses)
+        refusal = (
+            refusal or _refusal(node, lasting, received, min_bytes) or _refusal_of_uses(node, placeholder.name, uses)
+        )
         if not refusal and format is None:
             refusal = "no format asked"
         points.append(_point(node, stage_index, None if refusal else format, refusal))
@@ -67,12 +72,12 @@ def _is_static(source: fx.Node, received: Received) -> bool:
     return source.op in ("placeholder", "get_attr") and source not in received
 
 
-def _refusal(node: fx.Node, returned: set[fx.Node], received: Received, min_bytes: int) -> str:
+def _refusal(node: fx.Node, lasting: set[fx.Node], received: Received, min_bytes: int) -> str:
     """Why the value must stay as it is, or nothing."""
     rules: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: not is_floating(node), "integer or bool"),
         (lambda: _dtype(node) not in DTYPES, "dtype without a format"),
-        (lambda: storage_of(node) in returned, "also returned"),
+        (lambda: storage_of(node) in lasting, "also returned"),
         (lambda: is_statistic(node, received), "statistic"),
         (lambda: is_log_softmax(node), "log-softmax"),
         (lambda: holds_infinities(node, received), "may hold infinities"),
@@ -144,8 +149,21 @@ def save_relus(joint: fx.Graph) -> None:
         node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
 
+def save_softmaxes(joint: fx.Graph) -> None:
+    """Tells the partitioner to save each written-out softmax, ``exp(x - max) / sum``, where backward needs it.
+
+    Else it may save the scores ``x``, which take as many bytes but must stay exact: backward would exponentiate them.
+    A choice on the softmax alone (``where`` a whole row is masked) is saved in its place. Marks nodes of ``joint`` only.
+    """
+    for node in joint.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor):
+        if is_softmax(node):
+            *others, user = node.users
+            choice = not others and user.target is torch.ops.aten.where.self
+            (user if choice else node).meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+
 def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> None:
-    """Saves one storage once: where saved values are views of one node, that node is saved and the views are redone in backward.
+    """Saves one storage once: instead of several views of one node that node is saved, and backward redoes the views.
 
     Before::
 
@@ -162,8 +180,7 @@ def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> Non
     groups: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
     for node, placeholder in saved_pairs(forward, backward, n_outputs):
         groups.setdefault(storage_of(node), []).append((node, placeholder))
-    output = forward.output_node()
-    outputs = list(output.args[0])
+    outputs = returned(forward)
     replaced: dict[fx.Node, fx.Node | None] = {}
     for source, members in groups.items():
         base = next((p for n, p in members if n is source), None)
@@ -179,7 +196,7 @@ def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> Non
         for view, placeholder in views:
             _replay(view, placeholder, source, base)
     kept = (replaced.get(n, n) for n in outputs[n_outputs:])
-    output.args = (type(output.args[0])([*outputs[:n_outputs], *(n for n in kept if n is not None)]),)
+    set_returned(forward, [*outputs[:n_outputs], *(n for n in kept if n is not None)])
     for source in groups:
         _erase_dead_views(source)
 
@@ -190,7 +207,7 @@ def saved_pairs(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> list[t
     Tensors correspond by position, and what follows them in backward are gradients. Symbolic sizes have their own rule:
     forward returns them after the tensors, backward takes them before.
     """
-    saved = [n for n in forward.output_node().args[0][n_outputs:] if is_tensor(n)]
+    saved = [n for n in returned(forward)[n_outputs:] if is_tensor(n)]
     return list(zip(saved, filter(is_tensor, backward.find_nodes(op="placeholder")), strict=False))
 
 
@@ -244,6 +261,10 @@ def new_placeholder(graph: fx.Graph, name: str) -> fx.Node:
     """A placeholder whose argument in the generated code has the node's own name, which no other has."""
     node = graph.placeholder(name)
     node.target = node.name
+    return node
+
+
+def _always(node: fx.Node, _: fx.Node) -> fx.Node:
     return node
 
 

@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.utils._pytree as pytree
 
 from fxpipe.errors import TraceError
+from fxpipe.graph_module import returned
 from fxpipe.ir.program import Program, Signature
 
 LossFn = Callable[[Any, Any], torch.Tensor]
@@ -50,11 +51,12 @@ def trace(
     Raises:
         TraceError: the model cannot be captured; names the place in the model and says what to do.
     """
-    call = ((args, dict(kwargs or {}), target), {})
-    leaves, in_spec = pytree.tree_flatten(call[0])
-    paths = [input_path(key) for key, _ in pytree.tree_flatten_with_path(call[0])[0]]
-    shapes = _dynamic_shapes(call[0], paths, dynamic)
-    examples = call[0] if shapes is None else pytree.tree_map(_unmarked, call[0])
+    call: tuple[Any, ...] = (args, dict(kwargs or {}), target)
+    leaves, in_spec = pytree.tree_flatten(call)
+    keyed: list[tuple[Any, Any]] = pytree.tree_flatten_with_path(call)[0]
+    paths = [input_path(key) for key, _ in keyed]
+    shapes = _dynamic_shapes(call, paths, dynamic)
+    examples = call if shapes is None else pytree.tree_map(_unmarked, call)
     try:
         exported = torch.export.export(_Call(model, loss_fn), examples, dynamic_shapes=shapes)
     except Exception as e:  # anything that the model's own code or torch.export may raise
@@ -62,7 +64,7 @@ def trace(
     graph_module = _strip(exported.module(check_guards=False), leaves).train(model.training)
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None  # export always records it
-    outputs = graph_module.graph.output_node().args[0]
+    outputs = returned(graph_module.graph)
     signature = Signature(
         inputs=tuple(n.name for n in graph_module.graph.find_nodes(op="placeholder")),
         paths=tuple(p for p, leaf in zip(paths, leaves, strict=True) if isinstance(leaf, torch.Tensor)),
@@ -91,16 +93,19 @@ def _dynamic_shapes(call: Any, paths: list[str], dynamic: DynamicDims | None) ->
     sizes = {p: x.dim() for p, x in zip(paths, pytree.tree_leaves(call), strict=True) if isinstance(x, torch.Tensor)}
     for path, asked in dynamic.items():
         if path not in sizes:
-            raise TraceError(f"dynamic names the input {path!r}, which is no tensor of the call; those are: {', '.join(sizes)}")
+            known = ", ".join(sizes)
+            raise TraceError(f"dynamic names the input {path!r}, which is no tensor of the call; those are: {known}")
         if wrong := [d for d in asked if d not in range(sizes[path])]:
-            raise TraceError(f"dynamic names dimension {wrong[0]} of input {path!r}, which has {sizes[path]} dimensions, from 0")
+            raise TraceError(
+                f"dynamic names dimension {wrong[0]} of input {path!r}, which has {sizes[path]} dimensions, from 0"
+            )
     dims = iter(paths)
 
     def shape(leaf: Any) -> Any:
         asked = dynamic.get(next(dims))
         if asked is None or not isinstance(leaf, torch.Tensor):
             return None
-        return {d: torch.export.Dim.DYNAMIC for d in asked}
+        return dict.fromkeys(asked, torch.export.Dim.DYNAMIC)
 
     return pytree.tree_map(shape, call)
 
@@ -197,7 +202,10 @@ def _explain(model: nn.Module, error: Exception) -> str:
 def _advice(error: Exception) -> str:
     text = f"{type(error).__name__} {error}"
     if "DataDependent" in text or "data-dependent" in text or "GuardOnDataDependent" in text:
-        return "the model branches or sizes a tensor on a value inside a tensor; write it with torch.where or torch.cond, or keep that part outside"
+        return (
+            "the model branches or sizes a tensor on a value inside a tensor; write it with torch.where or torch.cond, "
+            "or keep that part outside"
+        )
     if isinstance(error, TypeError) and "argument" in text:
         return "the example inputs do not fit the model's forward; check their names, number and order"
     if "Constraints violated" in text:

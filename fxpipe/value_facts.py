@@ -38,8 +38,12 @@ _STATISTIC_OUTPUTS = {
 }
 _KEEP_SIGN = {
     *COPIES, aten.max_pool2d_with_indices.default, aten.mean.dim, aten.mean.default,
-    aten.sum.dim_IntList, aten.sum.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default, aten.native_dropout.default,
-    aten.amax.default, aten.sqrt.default, aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
+    aten.sum.dim_IntList, aten.sum.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default,
+    aten.native_dropout.default, aten.amax.default, aten.sqrt.default,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default,
+}  # fmt: skip
+_KEEP_SIGN_OF_ALL = {
+    aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.add.Tensor, aten.add.Scalar, aten.maximum.default,
 }  # fmt: skip
 _NON_NEGATIVE = {
     aten.relu.default, aten.sigmoid.default, aten._softmax.default, aten.exp.default, aten.abs.default, aten.rsqrt.default,
@@ -63,7 +67,14 @@ _FILLS = {
     aten.full.default, aten.full_like.default, aten.scalar_tensor.default, aten.new_full.default, aten.fill.Scalar,
 }  # fmt: skip
 _FILL_PARTS = {aten.masked_fill.Scalar, aten.constant_pad_nd.default, aten.scatter.value}
-_TAKE_LITERALS = {*_FILLS, *_FILL_PARTS, *_SUMS_AND_PRODUCTS, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar}
+_TAKE_LITERALS = {
+    *_FILLS,
+    *_FILL_PARTS,
+    *_SUMS_AND_PRODUCTS,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.where.Scalar,
+}
 HUGE = 1e4
 """A literal of at least this magnitude stands for infinity: -inf, or the least finite value of a dtype (float16: -65504)."""
 
@@ -150,11 +161,12 @@ def _why_non_negative(node: fx.Node) -> Reason:
         return True
     if node.target is aten.masked_fill.Scalar:
         return _all_non_negative(node.args[0], node.args[2])
-    if node.target in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.maximum.default):
+    if node.target in _KEEP_SIGN_OF_ALL:
         return _all_non_negative(*node.args, *node.kwargs.values())
     if node.target is aten.pow.Tensor_Scalar:
         power = node.args[1]
-        return isinstance(power, int | float) and float(power).is_integer() and int(power) % 2 == 0
+        even = isinstance(power, int | float) and float(power).is_integer() and int(power) % 2 == 0
+        return even or [_arg(node)]
     if node.target is aten.where.self:
         return _all_non_negative(*node.args[1:])
     return False
@@ -183,7 +195,7 @@ def _arg(node: fx.Node) -> fx.Node:
 
 
 def is_statistic(node: fx.Node, received: Received = NOTHING) -> bool:
-    """A mean, variance, reciprocal deviation, log-sum-exp, maximum ...: the result of a reduction, or pointwise of such only."""
+    """A mean, variance, reciprocal deviation, log-sum-exp, maximum ...: from a reduction, or pointwise of such only."""
     return _proved(node, lambda at: _why_statistic(at, received))
 
 
@@ -194,7 +206,8 @@ def _why_statistic(node: fx.Node, received: Received) -> Reason:
         return False
     if node.target is operator.getitem:
         source = _arg(node)
-        return node.args[1] in _STATISTIC_OUTPUTS.get(source.target, ()) or source.target in _REDUCTIONS
+        target: Any = source.target
+        return node.args[1] in _STATISTIC_OUTPUTS.get(target, ()) or source.target in _REDUCTIONS
     if node.target in _REDUCTIONS:
         return True
     inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
@@ -236,6 +249,20 @@ def is_floating(node: fx.Node) -> bool:
     """A floating-point tensor."""
     val = node.meta.get("val")
     return isinstance(val, torch.Tensor) and val.is_floating_point()
+
+
+def is_softmax(node: fx.Node) -> bool:
+    """A softmax written out: ``e / sum(e)`` where ``e`` is ``exp(...)``."""
+    if node.target is not aten.div.Tensor:
+        return False
+    e, total = node.args
+    return (
+        isinstance(e, fx.Node)
+        and isinstance(total, fx.Node)
+        and e.target is aten.exp.default
+        and total.target is aten.sum.dim_IntList
+        and total.args[0] is e
+    )
 
 
 def is_log_softmax(node: fx.Node) -> bool:

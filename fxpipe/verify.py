@@ -10,7 +10,7 @@ def verify_program(program: Program, after: str) -> None:
     """Checks the graph and its agreement with the signature.
 
     Raises:
-        VerifyError: naming the pass after which, the node at which, and the rule that is broken, with the graph around the fault.
+        VerifyError: naming the pass after which, the node at which, and the broken rule, with the graph around it.
     """
     graph = program.graph
     try:

@@ -42,10 +42,7 @@ def main(job_file: str, result_file: str) -> None:
 def train_pipe(job: Job, source: Source) -> Result:
     """The plan, on as many ranks as there are."""
     example = (source.args, source.kwargs)
-    if job.plan is not None:
-        plan = load(job.plan, source.model)
-    else:
-        plan = compile(source.model, example, job.options)
+    plan = compile(source.model, example, job.options) if job.plan is None else load(job.plan, source.model)
     pipe = plan.pipe()
     optimizer = torch.optim.AdamW(pipe.parameters(), lr=job.learning_rate)
     meter = _Meter(pipe)

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from fxpipe.errors import FormatError, OptionError, VerifyError
-from fxpipe.graph_module import copy_graph_module
+from fxpipe.graph_module import copy_graph_module, returned, set_returned
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
@@ -108,7 +108,7 @@ class CompressSavePoints(Pass):
         )
         n_outputs = _n_outputs(stage)
         compress_halves(forward, backward, n_outputs, points)
-        saved = tuple(Binding("saved", n.name) for n in forward.graph.output_node().args[0][n_outputs:])
+        saved = tuple(Binding("saved", n.name) for n in returned(forward.graph)[n_outputs:])
         tangents = tuple(b for b in stage.backward.inputs if b.kind != "saved")
         return replace(
             stage,
@@ -132,10 +132,9 @@ def compress_halves(
     if missing := sorted(set(chosen) - {n.name for n, _ in pairs}):
         names = ", ".join(n.name for n, _ in pairs)
         raise VerifyError(f"the compression plan names {missing[0]!r}, which forward does not save; it saves {names}")
-    output = forward.graph.output_node()
-    returned = list(output.args[0])
+    outputs = returned(forward.graph)
     tensors: list[fx.Node] = []
-    sizes = [n for n in returned[n_outputs:] if not is_tensor(n)]
+    sizes = [n for n in outputs[n_outputs:] if not is_tensor(n)]
     for node, placeholder in pairs:
         if node.name not in chosen:
             tensors.append(node)
@@ -144,7 +143,7 @@ def compress_halves(
         planes = _insert_compress(node, format)
         _insert_decompress(node, placeholder, planes, _save_sizes(node, sizes, backward.graph), format)
         tensors += planes
-    output.args = (type(output.args[0])([*returned[:n_outputs], *tensors, *sizes]),)
+    set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
     forward.recompile()
     backward.recompile()
 
@@ -245,12 +244,12 @@ def _n_outputs(stage: StageGraphs) -> int:
 
 
 def _received(stage: StageGraphs, sent: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Forward's placeholders of the values that the stage before ``sent``, each with its node there; dropping them frees memory."""
+    """Forward's placeholders of what the stage before ``sent``, each with its node there; dropping them frees memory."""
     placeholders = stage.forward.graph_module.graph.find_nodes(op="placeholder")
     inputs = [(n, int(b.name)) for n, b in zip(placeholders, stage.forward.inputs, strict=True) if b.kind == "input"]
     return {n: sent[i] for n, i in inputs if i < len(stage.received)}
 
 
 def _sent(stage: StageGraphs) -> list[fx.Node]:
-    returned = stage.forward.graph_module.graph.output_node().args[0]
-    return [n for n, b in zip(returned, stage.forward.outputs, strict=True) if b.kind == "output"]
+    outputs = returned(stage.forward.graph_module.graph)
+    return [n for n, b in zip(outputs, stage.forward.outputs, strict=True) if b.kind == "output"]

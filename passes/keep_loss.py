@@ -8,6 +8,7 @@ import torch.fx as fx
 import torch.utils._pytree as pytree
 
 from fxpipe.errors import TraceError
+from fxpipe.graph_module import returned, set_returned
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
 
@@ -34,9 +35,9 @@ class KeepLoss(Pass):
                 "the program has no loss: no output is named 'loss' and the first is not a floating scalar; "
                 "return the loss from the model, or give loss_fn and target"
             )
-        output = program.graph.output_node()
-        _check(output.args[0][index])
-        output.args = ((output.args[0][index],),)
+        loss = returned(program.graph)[index]
+        _check(loss)
+        set_returned(program.graph, [loss])
         program.graph_module.recompile()
         signature = replace(program.signature, n_outputs=1, loss_index=0, out_spec=pytree.tree_structure({"loss": 0}))
         return replace(program.with_graph(program.graph_module), signature=signature)

@@ -22,6 +22,7 @@ class UseCosts(Pass):
         missing = [n.name for n in program.graph.nodes if n.op == "call_function" and n.name not in self.costs]
         if missing:
             raise PlanError(
-                f"the profile has no row for node {missing[0]!r} and {len(missing) - 1} more; it is of another graph, measure again"
+                f"the profile has no row for node {missing[0]!r} and {len(missing) - 1} more; "
+                "it is of another graph, measure again"
             )
         return program.with_facts(self.costs)

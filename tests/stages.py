@@ -20,7 +20,9 @@ from fxpipe.runtime.stage_runner import StageRunner, named_tensors
 from fxpipe.trace import trace
 
 SEED = 7
-SIZES = {name: {"batch": 4, "n_layers": 2} for name in ("gpt", "llama", "bert", "vit")} | {"t5": {"batch": 4, "n_layers": 1}}
+SIZES = {name: {"batch": 4, "n_layers": 2} for name in ("gpt", "llama", "bert", "vit")} | {
+    "t5": {"batch": 4, "n_layers": 1}
+}
 
 
 def small(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:

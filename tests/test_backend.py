@@ -26,7 +26,7 @@ ONE_LAYER = {
     "vit": {"n_layers": 1},
     "t5": {"n_layers": 1},
     "cnn": {"n_blocks": 2},
-    "mlp": {},
+    "mlp": {"batch": 256},
 }
 
 
@@ -150,6 +150,18 @@ def test_four_bits_with_the_default_partitioner():
     assert small.error(Step(model, model, (x,))) < 0.2
 
 
+def test_a_softmax_is_saved_rather_than_the_scores_that_it_came_from():
+    model, _, kwargs = build("gpt", n_layers=1, dropout=0.1)
+    plans = []
+    step(model, (), kwargs, format="bfp4b32", on_plan=plans.append)
+    attention = [p for p in plans[0].save_points if p.shape == (8, 4, 64, 64)]
+    assert [(p.dtype, p.reason) for p in attention if p.decision == "keep"] == [
+        ("bool", "integer or bool")
+    ]  # dropout's
+    assert {p.format for p in attention if p.decision == "compress"} == {"bfp4b32+unsigned"}
+    assert not [p for p in plans[0].save_points if p.reason == "exponentiated in backward"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -261,6 +273,7 @@ def test_outputs_without_training_are_inductors(context):
         assert torch.equal(near, torch.compile(model, backend="inductor")(x))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's
 def test_a_graph_break_gives_two_graphs_that_both_compress():
     first, second, x = network(), network(1), torch.randn(256, 32)
     plans = []

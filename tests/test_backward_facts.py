@@ -13,7 +13,7 @@ LSE = X[:, :1].clone()
 
 def facts(function):
     """Facts about ``x`` (and ``s``, a value for each row) in a backward graph; the third placeholder is a gradient."""
-    graph = make_fx(lambda x, s, g: function(x, s, g), tracing_mode="fake")(X, LSE, X.clone()).graph
+    graph = make_fx(function, tracing_mode="fake")(X, LSE, X.clone()).graph
     placeholders = graph.find_nodes(op="placeholder")
     for node, name in zip(placeholders, ("x", "s", "g"), strict=True):
         node._rename(name)

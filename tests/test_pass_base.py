@@ -86,7 +86,10 @@ def test_options_of_the_registered_passes(text):
     [
         ("make-exmaple", "unknown pass 'make-exmaple'; known: make-example"),
         ("make-example{count=1", "unknown pass"),
-        ("make-example{colour=red}", "make-example: unknown option 'colour'; known: count, fast, label, limit, rate, text"),
+        (
+            "make-example{colour=red}",
+            "make-example: unknown option 'colour'; known: count, fast, label, limit, rate, text",
+        ),
         ("make-example{count=x}", "make-example: option count is 'x'; expected int"),
         ("make-example{count=1.5}", "make-example: option count is '1.5'; expected int"),
         ("make-example{fast=yes}", "make-example: option fast is 'yes'; expected bool"),

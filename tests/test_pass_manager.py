@@ -67,19 +67,21 @@ def text_of(program):
 
 
 def test_a_pass_that_lacks_what_it_requires_is_refused_before_anything_runs():
-    with pytest.raises(VerifyError, match="^use-count requires Count, which no pass before it provides$"):
+    with pytest.raises(VerifyError, match=r"^use-count requires Count, which no pass before it provides$"):
         Pipeline((UseCount(), CountNodes()))
     Pipeline((CountNodes(), UseCount()))
 
 
 def test_a_pass_that_leaves_nothing_is_refused():
-    with pytest.raises(VerifyError, match="^count-nodes provides Count but left none$"):
+    with pytest.raises(VerifyError, match=r"^count-nodes provides Count but left none$"):
         Pipeline((CountNodes(forget=True),)).run(traced("mlp"))
 
 
 def test_a_rewrite_drops_the_facts_that_it_does_not_preserve():
     pipeline = Pipeline((CountNodes(), Edit(how=lambda program: None), UseCount()))
-    with pytest.raises(VerifyError, match="the program has no Count; known facts: none; run the pass that provides it first"):
+    with pytest.raises(
+        VerifyError, match="the program has no Count; known facts: none; run the pass that provides it first"
+    ):
         pipeline.run(traced("mlp"))
 
 

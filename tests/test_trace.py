@@ -117,7 +117,9 @@ def test_the_mode_of_the_model_is_captured():
     for training in (True, False):
         program = trace(model.train(training), (X,))
         assert program.graph_module.training is training
-        assert program.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)[0].args[2] is training
+        assert (
+            program.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default)[0].args[2] is training
+        )
     assert torch.equal(program.graph_module(X)[0], model(X))
 
 
@@ -134,7 +136,7 @@ def test_the_signature_of_nested_inputs():
     assert found.n_outputs == 3
     assert found.loss_index is None
     assert found.sizes == {}
-    given = pytree.tree_flatten((((X, pair), {"batch": batch, "scale": 3, "name": "n"}, None)))[1]
+    given = pytree.tree_flatten(((X, pair), {"batch": batch, "scale": 3, "name": "n"}, None))[1]
     assert given == found.in_spec
     outputs = pytree.tree_unflatten(list(program.graph_module(X, *pair, batch["mask"])), found.out_spec)
     assert torch.equal(outputs["out"][1], pair[1])

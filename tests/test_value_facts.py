@@ -45,6 +45,8 @@ NON_NEGATIVE = {
     "rsqrt": torch.rsqrt,
     "square": torch.square,
     "fourth power": lambda x: x**4,
+    "cube of relu": lambda x: x.relu() ** 3,
+    "scaled and shifted by scalars": lambda x: aten.add.Scalar(aten.mul.Scalar(x.relu(), 2.0), 1.0),
     "itself times itself": lambda x: (y := x + 1) * y,
     "clamped from 0": lambda x: aten.clamp(x, 0, 6),
     "clamped from above 0": lambda x: aten.clamp_min(x, 0.5),
@@ -95,7 +97,8 @@ SIGNED = {
     "one signed summand": lambda x: x.relu() + x,
     "one signed factor": lambda x: x.relu() * x,
     "cube": lambda x: x**3,
-    "square root of two powers": lambda x: x**2.5,
+    "a broken power": lambda x: x**2.5,
+    "negative scalar": lambda x: aten.mul.Scalar(x.relu(), -2.0),
     "clamped from below 0": lambda x: aten.clamp(x, -1, 6),
     "clamped from above only": lambda x: aten.clamp(x, None, 6),
     "leaky relu": F.leaky_relu,
@@ -232,7 +235,13 @@ VIEWS = [
     lambda x: aten._unsafe_view(x, [32]),
     lambda x: x.as_strided([2], [1]),
 ]
-COPIES = [torch.clone, torch.relu, lambda x: x.to(torch.float64), lambda x: x.t().contiguous(), lambda x: x.repeat(2, 1)]
+COPIES = [
+    torch.clone,
+    torch.relu,
+    lambda x: x.to(torch.float64),
+    lambda x: x.t().contiguous(),
+    lambda x: x.repeat(2, 1),
+]
 
 
 @pytest.mark.parametrize("view", VIEWS)

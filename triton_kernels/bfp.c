@@ -9,11 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { FLOAT32, BFLOAT16, FLOAT16 };                     /* dtypes */
-enum { GROUP = 8, TILE = 1024, GROUPS = TILE / GROUP };  /* values; a tile is a whole number of blocks of any size */
-enum { RUN = 32 };                                       /* values that are handled with one factor, if blocks allow */
-enum { CHUNK = 32 * TILE };                              /* values that a thread takes at a time */
-enum { NOT_FINITE = 255 };                               /* a shared exponent */
+enum { FLOAT32, BFLOAT16, FLOAT16 }; /* dtypes */
+enum { GROUP = 8, TILE = 1024, GROUPS = TILE / GROUP }; /* values; a tile is a whole number of blocks of any size */
+enum { RUN = 32 };          /* values that are handled with one factor, if blocks are so large */
+enum { CHUNK = 32 * TILE }; /* values that a thread takes at a time */
+enum { NOT_FINITE = 255 };  /* a shared exponent */
 
 #define ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to the nearest integer, ties to even */
 #define ROUND_BITS 0x4B400000
@@ -86,8 +86,10 @@ INLINE uint32_t half_of_bits(uint32_t bits) {
     return half | (bits >> 16 & 0x8000);
 }
 
-/* The only NaN that is decoded, 0x7FC00000, stays one. */
-INLINE uint32_t bfloat16_of_bits(uint32_t bits) { return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16; }
+/* The only NaN that is decoded, 0x7FC00000, stays one. Up to 8 bits of magnitude there is nothing to round. */
+INLINE uint32_t bfloat16_of_bits(uint32_t bits, int rounds) {
+    return (rounds ? bits + 0x7FFF + (bits >> 16 & 1) : bits) >> 16;
+}
 
 /* The bits of value i as a float32. */
 INLINE uint32_t get(const void *values, int i, int dtype) {
@@ -96,18 +98,19 @@ INLINE uint32_t get(const void *values, int i, int dtype) {
     return dtype == BFLOAT16 ? bits << 16 : bits_of_half(bits);
 }
 
-INLINE void put(void *values, int i, float value, int dtype) {
+INLINE void put(void *values, int i, float value, int dtype, int rounds) {
     if (dtype == FLOAT32)
         ((float *)values)[i] = value;
     else if (dtype == BFLOAT16)
-        ((uint16_t *)values)[i] = (uint16_t)bfloat16_of_bits(bits_of(value));
+        ((uint16_t *)values)[i] = (uint16_t)bfloat16_of_bits(bits_of(value), rounds);
     else
         ((uint16_t *)values)[i] = (uint16_t)half_of_bits(bits_of(value));
 }
 
 /* ---- shared exponents ---- */
 
-INLINE void exponents32(const uint32_t *values, uint8_t *restrict exponents, int n_blocks, int least_exponent, int block) {
+INLINE void exponents32(const uint32_t *values, uint8_t *restrict exponents, int n_blocks, int least_exponent,
+                        int block) {
     for (int b = 0; b < n_blocks; b++) {
         int32_t largest = 0;
         for (int i = 0; i < block; i++) largest = greatest(largest, values[b * block + i] & 0x7FFFFFFF);
@@ -145,7 +148,7 @@ static void find_exponents(const Job *job, const void *values, uint8_t *restrict
     }
 }
 
-/* Powers of two, bias + sign * E as their exponents, NaN where E is 255: one a run, or one a value in small blocks. */
+/* Powers of two whose exponents are bias + sign * E, NaN where E is 255: one a run, or one a value in small blocks. */
 INLINE void powers(const uint8_t *exponents, int bias, int sign, float *restrict factors, int n_blocks, int block) {
     const int copies = block < RUN ? block : block / RUN;
     for (int b = 0; b < n_blocks; b++) {
@@ -158,8 +161,8 @@ INLINE void powers(const uint8_t *exponents, int bias, int sign, float *restrict
 /* ---- values <-> codes ---- */
 
 /* Codes plus 2^M. One bit of magnitude doubles all: 1/step may be no normal float. */
-INLINE void encode_signed(const void *values, const float *restrict reciprocals, uint8_t *restrict codes, int n, int width,
-                          int dtype, int run) {
+INLINE void encode_signed(const void *values, const float *restrict reciprocals, uint8_t *restrict codes, int n,
+                          int width, int dtype, int run) {
     const int32_t offset = 1 << (width - 1), twice = width == 2;
     const float added = (ROUND + (float)offset) * (float)(1 + twice);
     const int32_t zero = ROUND_BITS + (twice << 23), top = zero + 2 * offset - 1;
@@ -188,14 +191,15 @@ INLINE void decode_signed(const uint8_t *codes, const float *restrict steps, voi
     const int32_t offset = 1 << (width - 1);
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++)
-            put(values, r * run + i, (float)((int32_t)codes[r * run + i] - offset) * steps[r], dtype);
+            put(values, r * run + i, (float)((int32_t)codes[r * run + i] - offset) * steps[r], dtype, 0);
 }
 
-INLINE void decode_unsigned(const uint8_t *codes, const float *restrict steps, void *values, int n, int dtype, int run) {
+INLINE void decode_unsigned(const uint8_t *codes, const float *restrict steps, void *values, int n, int dtype,
+                            int run) {
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++) {
             float level = (float)(int32_t)codes[r * run + i] - 0.5f;
-            put(values, r * run + i, (level < 0.0f ? 0.0f : level) * steps[r], dtype);
+            put(values, r * run + i, (level < 0.0f ? 0.0f : level) * steps[r], dtype, 1);
         }
 }
 

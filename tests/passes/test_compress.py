@@ -18,7 +18,10 @@ from fxpipe.value_facts import view_source
 COMPRESS = torch.ops.fxpipe.bfp_compress.default
 DECOMPRESS = torch.ops.fxpipe.bfp_decompress.default
 
-BOUNDS = {"bfp4b32": 0.2, "bfp8b32": 0.015}  # of all gradients together, for the demos; a step of 8 bits is a 16th of that of 4
+BOUNDS = {
+    "bfp4b32": 0.25,
+    "bfp8b32": 0.02,
+}  # of all gradients together, for the demos; a step of 8 bits is a 16th of that of 4
 SEVERAL_USES = {"t5": ["shared.weight"]}
 
 
@@ -132,7 +135,9 @@ def test_a_plan_that_names_a_value_that_is_not_saved():
     point = SavePoint(0, "relu_9", "aten.relu.default", "float32", (4,), 16, 8, "compress", "bfp4b32", "")
     forward, backward = stage.forward.graph_module, stage.backward.graph_module
     n_outputs = sum(b.kind != "saved" for b in stage.forward.outputs)
-    with pytest.raises(VerifyError, match="the compression plan names 'relu_9', which forward does not save; it saves primals"):
+    with pytest.raises(
+        VerifyError, match="the compression plan names 'relu_9', which forward does not save; it saves primals"
+    ):
         compress_halves(forward, backward, n_outputs, [point])
 
 

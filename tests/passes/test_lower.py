@@ -108,9 +108,9 @@ def test_a_value_without_gradient_between_stages():
 
 
 VIEWS = {
-    "two views": lambda y: (y.view(2, 12).sin().sum() + y.t().cos().sum()),
-    "three, one of a view": lambda y: (y.view(2, 12).sin().sum() + y.t().cos().sum() + y.t()[1:].tanh().sum()),
-    "itself and a view": lambda y: (y.sin().sum() + y.t().cos().sum()),
+    "two views": lambda y: y.view(2, 12).sin().sum() + y.t().cos().sum(),
+    "three, one of a view": lambda y: y.view(2, 12).sin().sum() + y.t().cos().sum() + y.t()[1:].tanh().sum(),
+    "itself and a view": lambda y: y.sin().sum() + y.t().cos().sum(),
     "all parts": lambda y: sum(part.sin().sum() for part in y.split(2, dim=1)),
 }
 
@@ -169,7 +169,9 @@ def test_a_model_that_writes_to_a_parameter():
 
 @pytest.mark.parametrize("function", [lambda self, x: x.sum(), lambda self, x: self.layer(x).detach().sum()])
 def test_a_loss_without_gradient(function):
-    assert refusal(function).startswith("the loss has no gradient: it depends on no parameter that requires one; unfreeze")
+    assert refusal(function).startswith(
+        "the loss has no gradient: it depends on no parameter that requires one; unfreeze"
+    )
 
 
 def test_a_frozen_first_stage_is_fine():
@@ -189,7 +191,9 @@ def test_bindings_are_text():
     for text in ("parameter layer.weight", "none", "gradient input 0", "saved x", "output 3"):
         assert str(Binding.parse(text)) == text
     assert Binding.parse("gradient input 0") == Binding("gradient", "input 0")
-    with pytest.raises(VerifyError, match="unknown kind of binding 'weight'; known: buffer, gradient, input, mutation, none"):
+    with pytest.raises(
+        VerifyError, match="unknown kind of binding 'weight'; known: buffer, gradient, input, mutation, none"
+    ):
         Binding.parse("weight w")
 
 

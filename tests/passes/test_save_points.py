@@ -89,7 +89,8 @@ KEPT = {  # function, inputs, operator, reason
     "logarithm": (lambda layer, x: layer(x).softmax(-1).log().sum(), (), "_softmax", "divided by in backward"),
     "four numbers": (lambda layer, x: F.linear(x[:1], layer.weight[:4]).sin().sum(), (), "mm", "no gain"),
     "a cast parameter": (
-        lambda layer, x: F.linear(x.bfloat16(), layer.weight.bfloat16()).float().sum(), (), "_to_copy", "copy of a parameter or input",
+        lambda layer, x: F.linear(x.bfloat16(), layer.weight.bfloat16()).float().sum(),
+        (), "_to_copy", "copy of a parameter or input",
     ),
 }  # fmt: skip
 
@@ -115,7 +116,12 @@ COMPRESSED = {
 def test_compressed(name):
     function, operator, format, reason = COMPRESSED[name]
     model = Function(function)
-    points = default_pipeline(Options(format="bfp4b32", min_bytes=0)).run(trace(model, (X,))).fact(CompressionPlan).save_points
+    points = (
+        default_pipeline(Options(format="bfp4b32", min_bytes=0))
+        .run(trace(model, (X,)))
+        .fact(CompressionPlan)
+        .save_points
+    )
     (point,) = [p for p in points if operator in p.operator and len(p.shape) > 1 and p.reason != "statistic"]
     assert (point.decision, point.format, point.reason) == ("compress", format, reason)
     assert point.raw_bytes == 4 * torch.Size(point.shape).numel()

@@ -47,7 +47,7 @@ def test_the_graph_is_left_alone():
 
 def test_a_limit_on_microbatches_in_flight():
     assert len(programs(3, n_microbatches=8, max_in_flight=3)) == 3  # 1F1B never holds more than there are stages
-    with pytest.raises(ScheduleError, match="rank 0.*in flight"):
+    with pytest.raises(ScheduleError, match=r"rank 0.*in flight"):
         programs(3, n_microbatches=8, max_in_flight=2)
     with pytest.raises(ScheduleError, match="in flight"):
         programs(3, n_microbatches=8, order="gpipe", max_in_flight=3)
