@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup format golden clean
+.PHONY: help demo test check setup format golden bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -26,6 +26,13 @@ setup: $(READY)  ## create .venv with fxpipe, its extras and the developer tools
 format: $(READY)  ## sort the imports and format every file
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
+
+golden: $(READY)  ## write the golden files of the tests anew
+	OMP_NUM_THREADS=1 $(BIN)/pytest --golden tests/test_page.py tests/passes/test_every_pass.py
+
+# Each prints a table and JSON, as ratios of one run, and fails where a figure falls short. They want a quiet machine.
+bench: $(READY)  ## measure speed, memory and exactness against their figures
+	for bench in compile cpu exactness pipeline saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

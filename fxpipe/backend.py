@@ -87,9 +87,12 @@ class CompressingPartitioner(CustomPartitionerFn):
         return forward, backward
 
     def uuid(self) -> Any:
-        """Everything that the compiled code depends on: the options, and the source of the rewrite."""
+        """Everything that the compiled code depends on: the options, and the source of the rewrite.
+
+        Never ``None``: contrary to its documentation torch 2.13 caches then too, under the key of plain Inductor.
+        """
         if self.options.on_plan is not None:
-            return None  # a cached graph would not call it
+            return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
         modules = (sys.modules[__name__], save_points, value_facts, backward_facts, compress, formats, ops)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 

@@ -55,7 +55,7 @@ def diff(arguments: Namespace) -> None:
 
     def observe(step: Pass, before: Program, after: Program) -> None:
         if arguments.pass_name in (None, step.name):
-            old, new = printing.listing(before.graph), printing.listing(after.graph)
+            old, new = printing.program_listing(before), printing.program_listing(after)
             found.append({"pass": str(step), "diff": printing.diff(old, new, ("before", f"after {step}"))})
 
     _compiled(arguments, observe)
@@ -159,7 +159,7 @@ def _options(arguments: Namespace) -> Options:
 def _observers(arguments: Namespace) -> tuple[Observer, ...]:
     if arguments.dump is None:
         return ()
-    return (Dump(arguments.dump, lambda program: printing.listing(program.graph)),)
+    return (Dump(arguments.dump, printing.program_listing),)
 
 
 def _costs(arguments: Namespace, options: Options, source: Source) -> CostTable | None:

@@ -13,6 +13,9 @@ from tabulate import tabulate
 from torch import fx
 from torch.utils._dtype_abbrs import dtype_abbrs
 
+from fxpipe.ir.program import Program
+from fxpipe.ir.stage_graphs import LoweredStages
+
 
 def table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     """A table with one line per row. Columns of numbers and quantities (``1.50 KiB``) lean right; None is empty."""
@@ -35,6 +38,21 @@ def diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) 
     """The lines that change from one listing to the next, as a unified diff; empty where nothing changes."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="")
     return "\n".join(lines)
+
+
+def program_listing(program: Program) -> str:
+    """The program's graph; once it is split, each stage's after it; once that is lowered, each stage's two halves instead."""
+    parts = [listing(program.graph)]
+    if LoweredStages in program.facts:
+        for stage in program.fact(LoweredStages).stages:
+            parts.append(f"# stage {stage.index} forward\n{listing(stage.forward.graph_module.graph)}")
+            parts.append(f"# stage {stage.index} backward\n{listing(stage.backward.graph_module.graph)}")
+    else:
+        for name in (str(node.target) for node in program.graph.nodes if node.op == "call_module"):
+            stage_module = program.graph_module.get_submodule(name)
+            assert isinstance(stage_module, fx.GraphModule)
+            parts.append(f"# {name}\n{listing(stage_module.graph)}")
+    return "\n\n".join(parts)
 
 
 def listing(graph: fx.Graph) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.fx as fx
@@ -146,7 +145,7 @@ def save_relus(joint: fx.Graph) -> None:
     Its zeros are a mask, and survive compression; computed again from a compressed value they would be others.
     """
     for node in joint.find_nodes(op="call_function", target=torch.ops.aten.relu.default):
-        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+        _must_save(node)
 
 
 def save_softmaxes(joint: fx.Graph) -> None:
@@ -157,9 +156,13 @@ def save_softmaxes(joint: fx.Graph) -> None:
     """
     for node in joint.find_nodes(op="call_function", target=torch.ops.aten.div.Tensor):
         if is_softmax(node):
-            *others, user = node.users
-            choice = not others and user.target is torch.ops.aten.where.self
-            (user if choice else node).meta["recompute"] = CheckpointPolicy.MUST_SAVE
+            users = list(node.users)
+            _must_save(users[0] if [u.target for u in users] == [torch.ops.aten.where.self] else node)
+
+
+def _must_save(node: fx.Node) -> None:
+    """Unless the model says itself what to compute again, by way of ``torch.utils.checkpoint``."""
+    node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
 
 
 def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> None:
@@ -248,12 +251,12 @@ def _replayable(view: fx.Node, source: fx.Node) -> bool:
 
 def _replay(view: fx.Node, placeholder: fx.Node, source: fx.Node, base: fx.Node) -> None:
     backward = placeholder.graph
-    at = base
+    copies = {source: base}
     with backward.inserting_before(first_user(placeholder)):
         for step in _chain(view, source):
-            at = backward.node_copy(step, lambda _, at=at: at)
-            at.meta = dict(step.meta)
-    placeholder.replace_all_uses_with(at)
+            copies[step] = backward.node_copy(step, copies.__getitem__)
+            copies[step].meta = dict(step.meta)
+    placeholder.replace_all_uses_with(copies[view])
     backward.erase_node(placeholder)
 
 
@@ -261,10 +264,6 @@ def new_placeholder(graph: fx.Graph, name: str) -> fx.Node:
     """A placeholder whose argument in the generated code has the node's own name, which no other has."""
     node = graph.placeholder(name)
     node.target = node.name
-    return node
-
-
-def _always(node: fx.Node, _: fx.Node) -> fx.Node:
     return node
 
 

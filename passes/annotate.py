@@ -22,5 +22,8 @@ class AnnotateCosts(Pass):
 
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        device(self.device)  # raises for a name that is not known
+
     def run(self, program: Program) -> Program:
         return program.with_facts(modelled_costs(program.graph_module, device(self.device)))

@@ -140,9 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--n-ranks", type=int, default=2)
-    parser.add_argument(
-        "--width", type=int, default=64, help="of the model; 768 is GPT-2's own, and makes no difference"
-    )
+    parser.add_argument("--width", type=int, default=64, help="of the model; that of GPT-2 is 768")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true")
     chosen = parser.parse_args()
