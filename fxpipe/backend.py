@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
+from uuid import uuid4
 
 import torch.fx as fx
 from torch._inductor import list_mode_options

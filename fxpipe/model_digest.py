@@ -9,8 +9,8 @@ from torch import nn
 def model_digest(model: nn.Module) -> dict[str, str]:
     """Digests of what a plan depends on, by aspect: so that a difference can be named.
 
-    ``structure``: the module tree with each module's plain settings and mode. ``parameters``, ``buffers``: name, shape, dtype, and
-    which names share one tensor. ``code``: the source of every module class that has source.
+    ``structure``: the module tree with each module's plain settings and mode. ``parameters``, ``buffers``: name, shape,
+    dtype, and which names share one tensor. ``code``: the source of every module class that has source.
     """
     return {
         "structure": _hash(f"{name} {_settings(m)}" for name, m in model.named_modules()),
@@ -21,7 +21,7 @@ def model_digest(model: nn.Module) -> dict[str, str]:
 
 
 def _settings(module: nn.Module) -> str:
-    """What the module says of itself, and its plain public attributes (``num_heads``, ``training``), which tracing makes constants."""
+    """What the module says of itself, and its plain attributes (``num_heads``, ``training``): constants of its graph."""
     plain = {k: v for k, v in vars(module).items() if not k.startswith("_") and isinstance(v, int | float | str | None)}
     return f"{type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}"
 

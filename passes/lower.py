@@ -21,6 +21,7 @@ from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
 from fxpipe.errors import OptionError, VerifyError, unknown
+from fxpipe.graph_module import copy_graph_module, returned, set_returned
 from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
@@ -95,6 +96,7 @@ def lower_stage(
     In the last stage only the output at ``loss_index`` is differentiated; the others are detached.
     """
     if last:
+        module = copy_graph_module(module)
         _detach_outputs(module, keep=loss_index)
     placeholders = module.graph.find_nodes(op="placeholder")
     flags = (*needs_grad, *[False] * (len(placeholders) - len(received)))
@@ -146,17 +148,15 @@ def _writes(graph: fx.Graph) -> bool:
 
 
 def _detach_outputs(module: fx.GraphModule, keep: int | None) -> None:
-    output = module.graph.output_node()
-    returned: Any = output.args[0]
-    values = list(returned)
+    values = returned(module.graph)
     for i, value in enumerate(values):
         if i != keep and value.meta["val"].is_floating_point():
-            with module.graph.inserting_before(output):
+            with module.graph.inserting_before(module.graph.output_node()):
                 values[i] = module.graph.call_function(
                     torch.ops.aten.detach.default, (value,), name=f"{value.name}_detached"
                 )
             values[i].meta = dict(value.meta)
-    output.args = (tuple(values),)
+    set_returned(module.graph, values)
     module.recompile()
 
 

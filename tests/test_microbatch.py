@@ -69,9 +69,12 @@ def test_a_batch_that_does_not_divide():
 
 
 def test_an_input_that_is_no_part_of_the_batch():
-    message = r"input 'y' has 5 rows, but the batch has 6 \(from the first input\); every tensor's dimension 0 must be the batch, or 1"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as caught:
         Microbatches.of([X, torch.ones(5)], PATHS, 2)
+    assert str(caught.value) == (
+        "input 'y' has 5 rows, but the batch has 6 (from the first input); "
+        "every tensor's dimension 0 must be the batch, or 1"
+    )
     with pytest.raises(InputError, match="input 'y' has 0 rows"):
         Microbatches.of([X, torch.ones(0)], PATHS, 2)
 
@@ -86,14 +89,15 @@ def test_too_few_or_unknown_inputs():
     with pytest.raises(InputError) as caught:
         tensor_leaves(SIGNATURE, (X,), {"mask": MASK, "colour": 1}, None)
     assert str(caught.value) == (
-        "step takes 2 positional inputs and ['mask', 'scale'] by keyword; found 1 positional, missing ['scale'], unknown ['colour']"
+        "step takes 2 positional inputs and ['mask', 'scale'] by keyword; "
+        "found 1 positional, missing ['scale'], unknown ['colour']"
     )
 
 
 def test_inputs_nested_otherwise():
     with pytest.raises(
         InputError,
-        match="(?s)the inputs are nested differently from the traced ones: expected TreeSpec.*, found TreeSpec",
+        match=r"(?s)the inputs are nested differently from the traced ones: expected TreeSpec.*, found TreeSpec",
     ):
         call((X, (X,)))
     with pytest.raises(InputError, match="nested differently"):
