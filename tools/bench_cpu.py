@@ -4,8 +4,9 @@
 
 A ratio above 1 is faster than clone. Each measurement is paired with a clone just before it; ratios are medians over
 the pairs. malloc is kept warm (the program starts itself again with the settings below): a clone into fresh pages takes
-several times as long and flatters everything beside it. ``--check`` measures ``bfp4b32`` of float32 alone, and exits
-with 1 where it falls short of the bounds, or there is no native path.
+several times as long and flatters everything beside it. Beside other work, figures for as many threads as there are
+cores mean little. ``--check`` measures ``bfp4b32`` of float32 alone, and exits with 1 where it falls short of the
+bounds, or there is no native path.
 """
 
 import argparse
