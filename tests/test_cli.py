@@ -45,7 +45,7 @@ def test_dynamic_dimensions_are_gathered_by_input():
         ),
         ("plan demo:gpt --bandwidth 12GB", "argument --bandwidth: '12GB' is not a bandwidth"),
         (
-            "plan demo:gpt --dynamic 0",
+            "show demo:gpt --dynamic 0",
             "argument --dynamic: '0' is not an input with its dimensions, such as input_ids:0",
         ),
         ("plan demo:gpt --rank 2 --nonsense", "unrecognized arguments: --nonsense"),
