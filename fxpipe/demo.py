@@ -20,7 +20,8 @@ MODEL = "demo:gpt"
 MODEL_ARGUMENTS = {"batch": 16, "length": 64, "width": 128, "n_layers": 4, "n_heads": 4}
 N_RANKS = 2
 OPTIONS = {"n_ranks": N_RANKS, "n_microbatches": 8, "format": "bfp4b32", "schedule": "1f1b"}
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
+WARM_UP_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def run_demo(steps: int, folder: Path) -> tuple[Report, str]:
         "steps": steps,
         "text": True,
         "learning_rate": LEARNING_RATE,
+        "warm_up_steps": WARM_UP_STEPS,
     }
     pipeline = run(Job(**common, plan=str(folder / "plan"), label="pipeline, 2 ranks"), N_RANKS)
     eager = run(Job(**common, engine="eager", n_threads=os.cpu_count() or 1, label="one plain process"), 1)

@@ -19,7 +19,7 @@ class Job:
 
     engine: ``fxpipe`` runs the plan that ``options`` describe (or the one saved in ``plan``), ``eager`` the model as it is.
     Data: windows of real text for a model that takes ``input_ids`` and ``labels`` when ``text`` is set, else the example
-    inputs, the same in every step.
+    inputs, the same in every step. The learning rate grows to its full height over ``warm_up_steps``.
     """
 
     model: str
@@ -30,6 +30,7 @@ class Job:
     engine: str = "fxpipe"
     text: bool = False
     learning_rate: float = 1e-3
+    warm_up_steps: int = 0
     seed: int = 0
     n_threads: int = 1
     label: str = "training"

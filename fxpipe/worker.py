@@ -6,7 +6,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fxpipe.launch import Job, Result
 from fxpipe.model_source import Source, load_model
 from fxpipe.runtime.pipe import Pipe
 
-WARM_UP_STEPS = 5
+UNTIMED_STEPS = 5
 N_VALIDATION = 8
 
 
@@ -44,13 +44,12 @@ def train_pipe(job: Job, source: Source) -> Result:
     example = (source.args, source.kwargs)
     plan = compile(source.model, example, job.options) if job.plan is None else load(job.plan, source.model)
     pipe = plan.pipe()
-    optimizer = torch.optim.AdamW(pipe.parameters(), lr=job.learning_rate)
+    update = _updater(pipe.parameters(), job)
     meter = _Meter(pipe)
 
     def step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        optimizer.zero_grad()
         loss = pipe.step(*args, **kwargs)
-        optimizer.step()
+        update()
         meter.read()
         return loss.item()
 
@@ -70,18 +69,17 @@ def train_pipe(job: Job, source: Source) -> Result:
 def train_eager(job: Job, source: Source) -> Result:
     """The model as it is: PyTorch's own forward and backward on the whole batch, in this process."""
     model = source.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.learning_rate)
+    update = _updater(model.parameters(), job)
     n_microbatches = int(job.options.get("n_microbatches", 1))
 
     seconds: list[float] = []
 
     def step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        optimizer.zero_grad()
         start = time.perf_counter()
         loss: Tensor = _loss(model(*args, **kwargs))
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
-        optimizer.step()
+        update()
         return loss.item()
 
     saved = saved_by_autograd(model, lambda: _loss(model(*source.args, **source.kwargs)))
@@ -89,12 +87,26 @@ def train_eager(job: Job, source: Source) -> Result:
     return Result(
         losses=tuple(losses),
         validation_loss=_validation_loss(job, source),
-        step_seconds=statistics.median(seconds[min(WARM_UP_STEPS, len(seconds) - 1) :]),
+        step_seconds=statistics.median(seconds[min(UNTIMED_STEPS, len(seconds) - 1) :]),
         bubble=None,
         saved_bytes=saved // n_microbatches,
         peak_saved_bytes=(saved,),
         seconds=total,
     )
+
+
+def _updater(parameters: Iterable[nn.Parameter], job: Job) -> Callable[[], None]:
+    """One step of AdamW with the job's learning rate, and the gradients cleared after it."""
+    optimizer = torch.optim.AdamW(parameters, lr=job.learning_rate)
+    n = max(1, job.warm_up_steps)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / n, total_iters=n - 1)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        warm_up.step()
+
+    return update
 
 
 def saved_by_autograd(model: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -185,7 +197,7 @@ class _Meter:
     def _steps(self) -> list[tuple[float, float]]:
         """For each step after warm-up: its span, and the mean busy time of a rank, in seconds."""
         rows = _gather([self._busy, [s for s, _ in self._spans], [e for _, e in self._spans]])
-        first = min(WARM_UP_STEPS, len(self._busy) - 1)
+        first = min(UNTIMED_STEPS, len(self._busy) - 1)
         return [
             (max(r[2][i] for r in rows) - min(r[1][i] for r in rows), statistics.fmean(r[0][i] for r in rows))
             for i in range(first, len(self._busy))

@@ -323,7 +323,6 @@ def test_a_graph_break_gives_two_graphs_that_both_compress():
 def test_double_backward_is_refused():
     model, x = Summed(), torch.randn(64, 32)
     loss = torch.compile(model, backend="fxpipe", options={"format": "bfp8b32"})(x)
-    # At once where backward may reuse a saved buffer, else when the gradient is differentiated.
     with pytest.raises(RuntimeError, match=r"does not currently support double backward|requires create_graph=False"):
         torch.autograd.grad(loss, model.network[0].weight, create_graph=True)[0].sum().backward()
 

@@ -6,6 +6,8 @@ Bytes are those that ``torch.autograd.graph.saved_tensors_hooks`` sees in one st
 and inputs. "default" is Inductor with the set that ``default_partition`` saves, "min-cut" is Inductor as it comes. The
 gradient's error is relative to min-cut's, all parameters together, at random weights, with the same dropout masks.
 Then the demo's GPT learns text for ``--steps`` steps, plain and compressed: the loss at the end is the mean of the last 20.
+The learning rate grows as the demo's does: at full height from the first step on, training is chaotic, and ``bfp8b32``,
+whose gradients are right to one percent, ended 8 % away from plain.
 Prints tables, and JSON as the last line. ``--check`` exits with 1 where a figure of ``LIMITS`` is missed.
 """
 
@@ -24,7 +26,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn
 from torch.utils._pytree import tree_leaves
 
 from fxpipe import printing, units
-from fxpipe.demo import LEARNING_RATE, MODEL_ARGUMENTS
+from fxpipe.demo import LEARNING_RATE, MODEL_ARGUMENTS, WARM_UP_STEPS
 from fxpipe.demos import demo, text
 
 LIMITS = {"gpt bfp4b32 / default": 0.25, "loss bfp4b32 / plain": 1.02}
@@ -123,13 +125,15 @@ def final_loss(setting: dict[str, Any], steps: int) -> float:
 
 def _trainer(model: nn.Module, compiled: Callable[..., Any]) -> Callable[[dict[str, Tensor]], float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / WARM_UP_STEPS, total_iters=WARM_UP_STEPS)
 
     def step(batch: dict[str, Tensor]) -> float:
         optimizer.zero_grad()
         loss = compiled(**batch).loss
         loss.backward()
         optimizer.step()
-        return float(loss)
+        warm_up.step()
+        return float(loss.detach())
 
     return step
 
