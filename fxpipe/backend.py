@@ -17,9 +17,9 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_
 from fxpipe import backward_facts, save_points, value_facts
 from fxpipe.errors import OptionError, unknown
 from fxpipe.ir.compression import CompressionPlan
+from fxpipe.joint import PARTITIONERS
 from fxpipe.passes import compress
 from fxpipe.passes.compress import compress_halves, parse_format
-from fxpipe.passes.lower import PARTITIONERS
 from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, save_softmaxes, share_storages
 from fxpipe.triton_kernels import format as formats, ops
 
