@@ -16,6 +16,7 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_
 
 from fxpipe import backward_facts, save_points, value_facts
 from fxpipe.errors import OptionError, unknown
+from fxpipe.graph_module import set_own_values
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.joint import PARTITIONERS
 from fxpipe.passes import compress
@@ -83,6 +84,7 @@ class CompressingPartitioner(CustomPartitionerFn):
             forward.graph, backward.graph, n_outputs, parse_format(options.format), min_bytes=options.min_bytes
         )
         compress_halves(forward, backward, n_outputs, points)
+        set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))
         return forward, backward

@@ -1,7 +1,8 @@
 """The repeated segments of a graph: a transformer's equal blocks, found from the operators alone.
 
-A graph is parted after each residual sum past which no other differentiable value is alive. There it costs nothing to
-choose what backward keeps in each segment by itself: to compute the sum again, both its operands would have to be kept.
+A graph is parted after a residual sum, or what a random operator made, past which no other differentiable value is alive.
+There it costs nothing to choose what backward keeps in each segment by itself: to compute the sum again, both its operands
+would have to be kept, and what is random cannot be computed again.
 """
 
 import operator
@@ -56,9 +57,9 @@ def _values(node: fx.Node) -> Sequence[Any]:
 
 
 def _parts(graph: fx.Graph, differentiable: set[fx.Node]) -> Iterator[Calls]:
-    """The calls between one residual sum with nothing differentiable alive beside it and the next."""
+    """The calls from one value that must be kept anyway, with nothing differentiable alive beside it, to the next."""
     last_user = {argument: node for node in graph.nodes for argument in node.all_input_nodes}
-    alive: set[fx.Node] = set()
+    alive = {n for n in differentiable if n.op == "placeholder" and n in last_user}
     part: list[fx.Node] = []
     for call in (n for n in graph.nodes if n.op == "call_function"):
         part.append(call)
@@ -66,7 +67,7 @@ def _parts(graph: fx.Graph, differentiable: set[fx.Node]) -> Iterator[Calls]:
             differentiable.add(call)
             alive |= {call} if call in last_user else set()
         alive -= {n for n in call.all_input_nodes if last_user[n] is call}
-        if alive == {call} and _is_residual_sum(call, differentiable):
+        if alive == {call} and (_is_residual_sum(call, differentiable) or _is_random(call)):
             yield tuple(part)
             part = []
     yield tuple(part)
@@ -84,6 +85,10 @@ def _is_residual_sum(call: fx.Node, differentiable: set[fx.Node]) -> bool:
         isinstance(a, fx.Node) and a.op != "get_attr" and a in differentiable and a.meta["val"].shape == shape
         for a in call.args
     )
+
+
+def _is_random(call: fx.Node) -> bool:
+    return call.target is torch.ops.aten.dropout.default and bool(call.args[1]) and call.args[2] is True
 
 
 def _segment(calls: Calls) -> Segment:

@@ -36,8 +36,7 @@ def spliced_halves(
 
     ``templates`` are the halves of segments met before in the same compilation, and receives the new ones.
     """
-    given = _given(module, examples)
-    needs_grad = {n for n, (_, example) in given.items() if example.requires_grad}
+    given, needs_grad = _given(module), _differentiable(module, examples)
     segments = repeated_segments(module.graph, needs_grad)
     if not segments:
         return None
@@ -47,24 +46,21 @@ def spliced_halves(
         return None
 
 
-def _given(module: fx.GraphModule, examples: Sequence[Tensor]) -> dict[fx.Node, tuple[Binding, Tensor]]:
-    """Parameters, buffers and inputs in the order in which a whole trace takes them, each with its meaning and an example."""
+def _given(module: fx.GraphModule) -> dict[fx.Node, Binding]:
+    """Parameters, buffers and inputs in the order in which a whole trace takes them, and what each means."""
     attributes = {n.target: n for n in module.graph.find_nodes(op="get_attr")}
-    tensors = [("parameter", *item) for item in module.named_parameters()]
-    tensors += [("buffer", *item) for item in module.named_buffers()]
-    given = {
-        attributes[name]: (Binding(kind, name), _example(attributes[name], tensor.requires_grad))
-        for kind, name, tensor in tensors
-        if name in attributes
-    }
-    placeholders = module.graph.find_nodes(op="placeholder")
-    inputs = ((Binding("input", str(i)), example) for i, example in enumerate(examples))
-    return given | dict(zip(placeholders, inputs, strict=True))
+    meanings = [Binding("parameter", name) for name, _ in module.named_parameters()]
+    meanings += [Binding("buffer", name) for name, _ in module.named_buffers()]
+    given = {attributes[b.name]: b for b in meanings if b.name in attributes}
+    inputs = enumerate(module.graph.find_nodes(op="placeholder"))
+    return given | {node: Binding("input", str(i)) for i, node in inputs}
 
 
-def _example(node: fx.Node, requires_grad: bool) -> Tensor:
-    value: Tensor = node.meta["val"].detach()
-    return value.requires_grad_(requires_grad)
+def _differentiable(module: fx.GraphModule, examples: Sequence[Tensor]) -> set[fx.Node]:
+    wanted = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    nodes = {n for n in module.graph.find_nodes(op="get_attr") if n.target in wanted}
+    inputs = zip(module.graph.find_nodes(op="placeholder"), examples, strict=True)
+    return nodes | {node for node, example in inputs if example.requires_grad}
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class _Part:
 class _Splice:
     def __init__(
         self,
-        given: Mapping[fx.Node, tuple[Binding, Tensor]],
+        given: Mapping[fx.Node, Binding],
         needs_grad: set[fx.Node],
         partitioner: str,
         templates: Templates,
@@ -87,12 +83,14 @@ class _Splice:
         self.given, self.needs_grad, self.partitioner, self.templates = given, needs_grad, partitioner, templates
         self.forward, self.backward = fx.Graph(), fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}  # of the stage's module -> of its forward graph
+        self.saved: dict[fx.Node, fx.Node] = {}  # of its forward graph -> the placeholder of its backward graph
         self.grads: dict[fx.Node, fx.Node] = {}  # of the stage's module -> its gradient in the backward graph
         self.names: Counter[str] = Counter()
 
     def run(self, segments: Sequence[Segment], outputs: Sequence[fx.Node]) -> Halves:
-        for i, (node, (_, example)) in enumerate(self.given.items(), 1):
-            self.values[node] = self._placeholder(self.forward, f"primals_{i}", example)
+        for i, node in enumerate(self.given, 1):
+            self.values[node] = self.forward.placeholder(f"primals_{i}")
+            self.values[node].meta = {"val": node.meta["val"]}
         parts = [self._add_forward(segment) for segment in segments]
         saved = list(dict.fromkeys(n for part in parts for n in part.saved))
         tangents = self._start_backward(saved, outputs)
@@ -104,10 +102,10 @@ class _Splice:
         return Halves(
             forward=new_graph_module({}, self.forward, "Forward"),
             backward=new_graph_module({}, self.backward, "Backward"),
-            inputs=tuple(binding for binding, _ in self.given.values()),
+            inputs=tuple(self.given.values()),
             outputs=tuple(Binding("output", str(i)) for i in range(len(outputs))),
             tangents=tangents,
-            gradients=tuple(_gradient_of(binding) for binding, _ in self.given.values()),
+            gradients=tuple(map(_gradient_of, self.given.values())),
             needs_grad=tuple(n in self.needs_grad for n in outputs),
         )
 
@@ -126,7 +124,9 @@ class _Splice:
         flags = tuple(n in self.needs_grad for n in segment.inputs)
         key = segment.key, flags
         if key not in self.templates:
-            examples = tuple(_example(n, flag) for n, flag in zip(segment.inputs, flags, strict=True))
+            examples = tuple(
+                n.meta["val"].detach().requires_grad_(flag) for n, flag in zip(segment.inputs, flags, strict=True)
+            )
             self.templates[key] = trace_halves(_module(segment), examples, self.partitioner)
         halves = self.templates[key]
         plain = [b.kind for b in halves.outputs] == ["output"] * len(segment.outputs)
@@ -136,21 +136,19 @@ class _Splice:
 
     def _start_backward(self, saved: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> tuple[Binding, ...]:
         for node in saved:
-            self._placeholder(self.backward, node.name, node.meta["val"])
+            self.saved[node] = self._placeholder(node.name, node)
         tangents = []
         for i, value in enumerate(outputs):
             if value in self.needs_grad:
-                tangent = self._placeholder(self.backward, f"tangents_{len(tangents) + 1}", value.meta["val"])
-                self._add_gradient(value, tangent)
+                self._add_gradient(value, self._placeholder(f"tangents_{len(tangents) + 1}", value))
                 tangents.append(Binding("output", str(i)))
         return tuple(tangents)
 
     def _add_backward(self, part: _Part) -> None:
         graph = part.halves.backward.graph
         placeholders = graph.find_nodes(op="placeholder")
-        own = {n.name: n for n in self.backward.find_nodes(op="placeholder")}
         n_saved = len(part.saved)
-        copies = {p: own[n.name] for p, n in zip(placeholders[:n_saved], part.saved, strict=True)}
+        copies = {p: self.saved[n] for p, n in zip(placeholders[:n_saved], part.saved, strict=True)}
         for placeholder, binding in zip(placeholders[n_saved:], part.halves.tangents, strict=True):
             grad = self.grads.pop(part.segment.outputs[int(binding.name)], None)
             if grad is None or _layout(grad) != _layout(placeholder):
@@ -187,10 +185,9 @@ class _Splice:
                 copied.meta |= {k: call.meta[s] for k, s in _PLACES.items() if k in node.meta and s in call.meta}
             copies[node] = copied
 
-    def _placeholder(self, graph: fx.Graph, name: str, like: Tensor) -> fx.Node:
-        """With a value of its own: compilers take two inputs with one value for one input."""
-        node = graph.placeholder(name)
-        node.meta = {"val": like.detach().new_empty_strided(like.shape, like.stride())}
+    def _placeholder(self, name: str, like: fx.Node) -> fx.Node:
+        node = self.backward.placeholder(name)
+        node.meta = {"val": like.meta["val"]}
         return node
 
     def _name(self, name: str) -> str:

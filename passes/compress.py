@@ -225,7 +225,7 @@ def _insert_decompress(
     with graph.inserting_before(placeholder):
         stored = [new_placeholder(graph, p.name) for p in planes]
     for new, plane in zip(stored, planes, strict=True):
-        _describe(new, node, torch.empty_like(plane.meta["val"]))  # compilers take two inputs with one value for one
+        _describe(new, node, plane.meta["val"])
     order = memory_order(val)
     arguments = (stored, str(format), list(sizes), order, val.dtype)
     with graph.inserting_before(first_user(placeholder)):
