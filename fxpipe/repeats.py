@@ -6,7 +6,7 @@ would have to be kept, and what is random cannot be computed again.
 """
 
 import operator
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ def _segment(calls: Calls) -> Segment:
     inside = set(calls)
     outputs = tuple(call for call in calls if not inside.issuperset(call.users))
     key = (
-        tuple((call.target, _token(call.args, places), _token(call.kwargs, places)) for call in calls),
+        tuple(call_token(call, places.__getitem__) for call in calls),
         tuple(_layout(n.meta["val"]) for n in inputs),
         tuple(places[n] for n in outputs),
     )
@@ -112,11 +112,16 @@ def _layout(value: torch.Tensor) -> Hashable:
     return tuple(value.shape), value.stride(), value.dtype, value.device
 
 
-def _token(argument: Any, places: Mapping[fx.Node, Hashable]) -> Hashable:
+def call_token(call: fx.Node, name: Callable[[fx.Node], Hashable]) -> Hashable:
+    """Equal for calls of one operator with equal arguments, where ``name`` tells what an argument that is a node is."""
+    return call.target, _token(call.args, name), _token(call.kwargs, name)
+
+
+def _token(argument: Any, name: Callable[[fx.Node], Hashable]) -> Hashable:
     if isinstance(argument, fx.Node):
-        return places[argument]
+        return name(argument)
     if isinstance(argument, tuple | list):
-        return tuple(_token(a, places) for a in argument)
+        return tuple(_token(a, name) for a in argument)
     if isinstance(argument, dict):
-        return tuple((name, _token(a, places)) for name, a in argument.items())
+        return tuple((key, _token(a, name)) for key, a in argument.items())
     return type(argument), argument

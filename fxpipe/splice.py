@@ -17,7 +17,7 @@ from torch import Tensor
 from fxpipe.graph_module import new_graph_module, returned
 from fxpipe.ir.stage_graphs import Binding
 from fxpipe.joint import Halves, trace_halves
-from fxpipe.repeats import Segment, repeated_segments
+from fxpipe.repeats import Segment, call_token, repeated_segments
 
 Templates = dict[Hashable, Halves]
 
@@ -85,6 +85,7 @@ class _Splice:
         self.values: dict[fx.Node, fx.Node] = {}  # of the stage's module -> of its forward graph
         self.saved: dict[fx.Node, fx.Node] = {}  # of its forward graph -> the placeholder of its backward graph
         self.grads: dict[fx.Node, fx.Node] = {}  # of the stage's module -> its gradient in the backward graph
+        self.known: dict[Hashable, fx.Node] = {}
         self.names: Counter[str] = Counter()
 
     def run(self, segments: Sequence[Segment], outputs: Sequence[fx.Node]) -> Halves:
@@ -137,7 +138,7 @@ class _Splice:
     def _start_backward(self, saved: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> tuple[Binding, ...]:
         for node in saved:
             self.saved[node] = self._placeholder(node.name, node)
-        tangents = []
+        tangents: list[Binding] = []
         for i, value in enumerate(outputs):
             if value in self.needs_grad:
                 self._add_gradient(value, self._placeholder(f"tangents_{len(tangents) + 1}", value))
@@ -173,9 +174,16 @@ class _Splice:
         self.grads[value] = total
 
     def _copy(self, source: fx.Graph, target: fx.Graph, copies: dict[fx.Node, fx.Node], segment: Segment) -> None:
-        """The calls of ``source``, after what ``copies`` holds; where each stands in the model is said anew."""
+        """The calls of ``source``, after what ``copies`` holds; where each stands in the model is said anew.
+
+        What was computed before is taken from there (a mask that every block makes for itself), as a trace of the whole would.
+        """
         for node in source.nodes:
             if node.op != "call_function":
+                continue
+            token = target, call_token(node, copies.__getitem__)
+            if token in self.known and not _is_random(node):
+                copies[node] = self.known[token]
                 continue
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
             copied = target.create_node("call_function", node.target, args, kwargs, self._name(node.name))
@@ -183,7 +191,7 @@ class _Splice:
             if "custom" in node.meta:
                 call = segment.calls[node.meta["custom"]["call"]]
                 copied.meta |= {k: call.meta[s] for k, s in _PLACES.items() if k in node.meta and s in call.meta}
-            copies[node] = copied
+            copies[node] = self.known[token] = copied
 
     def _placeholder(self, name: str, like: fx.Node) -> fx.Node:
         node = self.backward.placeholder(name)
@@ -209,6 +217,10 @@ def _module(segment: Segment) -> fx.GraphModule:
         copies[call].meta = {**call.meta, "custom": {"call": i}}
     graph.output(tuple(copies[n] for n in segment.outputs))
     return new_graph_module({}, graph, "Segment")
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _gradient_of(binding: Binding) -> Binding:
