@@ -58,7 +58,9 @@ def test_a_refusal_shows_the_text_the_reason_and_what_is_legal(text, reason):
         BFPFormat.parse(text)
     message = str(caught.value)
     assert message.startswith(f"format {text!r} cannot be: {reason}; ")
-    assert "width one of 2, 3, 4, 5, 6, 7, 8, block one of 8, 16, 32, 64, 128, option one of +unsigned" in message
+    assert "width one of 2, 3, 4, 5, 6, 7, 8, block one of 8, 16, 32, 64, 128 or " in message
+    assert "codebook one of gauss, learned, lossy-lite, " in message
+    assert "option one of +twos, +unsigned, +e6m2, " in message
 
 
 def test_fields_are_checked_like_texts():
