@@ -14,14 +14,13 @@ from .format import FRACTION_BITS, BFPFormat
 
 _SEARCH_FRACTION_BITS = 4
 _SEARCH_LIMIT = 2047
-_SEARCH_TOP = 511
 
 
 def encode(values: Tensor, scales: Tensor, fmt: BFPFormat, noise: Tensor | None, levels: Sequence[int]) -> Tensor:
     """The codes. ``noise``: a byte (int64) for each value, or nothing for ``nearest`` and ``trunc``."""
     steps = in_steps(values, scales, fmt)
     if fmt.codebook:
-        return _of_codebook(grid(steps), values, fmt, levels)
+        return _of_codebook(grid(steps, fmt), values, fmt, levels)
     top = (1 << fmt.magnitude_bits) - 1
     if fmt.unsigned:
         cells = _fraction(steps, noise, 128) if fmt.rounding != "nearest" else (steps - 0.5).float().round().long() + 1
@@ -36,11 +35,13 @@ def encode(values: Tensor, scales: Tensor, fmt: BFPFormat, noise: Tensor | None,
 
 def squared_errors(values: Tensor, scales: Tensor, codes: Tensor, fmt: BFPFormat, levels: Sequence[int]) -> Tensor:
     """The squared error of each value (int64), in units of its block's steps, or sixteenths of them without a codebook."""
-    steps = in_steps(values, scales, fmt).abs()
-    magnitudes = codes & ((1 << fmt.magnitude_bits) - 1)
+    steps = in_steps(values, scales, fmt)
     if fmt.codebook:
-        errors = grid(steps, _SEARCH_TOP) - _table(levels, fmt, codes.device)[magnitudes]
+        places = codes if fmt.signed_levels else codes & (fmt.n_levels - 1)
+        errors = grid(steps, fmt, 2 * fmt.level_grid[-1] + 1) - _table(levels, fmt, codes.device)[places]
     else:
+        steps = steps.abs()
+        magnitudes = codes & ((1 << fmt.magnitude_bits) - 1)
         if fmt.twos:
             magnitudes = torch.where(codes >> fmt.magnitude_bits == 1, (1 << fmt.width) - codes, codes)
         one = 1 << _SEARCH_FRACTION_BITS
@@ -64,9 +65,10 @@ def in_steps(values: Tensor, scales: Tensor, fmt: BFPFormat) -> Tensor:
     return (values.double() * reciprocals.unsqueeze(1)).nan_to_num(0.0, 0.0, 0.0)
 
 
-def grid(steps: Tensor, top: int = codebooks.TOP) -> Tensor:
-    """The magnitudes n on the grid of codebooks (int64)."""
-    return steps.abs().round().clamp(max=top).long()
+def grid(steps: Tensor, fmt: BFPFormat, top: int = 0) -> Tensor:
+    """The n on the grid of codebooks (int64), or as far as ``top``; magnitudes unless levels have their signs."""
+    top = top or fmt.level_grid[-1]
+    return (steps if fmt.signed_levels else steps.abs()).round().clamp(-top, top).long()
 
 
 def _fraction(steps: Tensor, noise: Tensor | None, offset: int) -> Tensor:
@@ -76,7 +78,9 @@ def _fraction(steps: Tensor, noise: Tensor | None, offset: int) -> Tensor:
 
 
 def _of_codebook(n: Tensor, values: Tensor, fmt: BFPFormat, levels: Sequence[int]) -> Tensor:
-    codes = torch.tensor(codebooks.codes_of_grid(levels), device=n.device)[n]
+    codes = torch.tensor(codebooks.codes_of_grid(levels, fmt.level_grid), device=n.device)[n - fmt.level_grid[0]]
+    if fmt.signed_levels:
+        return codes
     if fmt.unsigned:
         return torch.where(values > 0, codes.clamp(min=1), 0)
     negative = (values < 0) & ((codes > 0) | (levels[0] > 0))
@@ -85,7 +89,7 @@ def _of_codebook(n: Tensor, values: Tensor, fmt: BFPFormat, levels: Sequence[int
 
 def _table(levels: Sequence[int], fmt: BFPFormat, device: torch.device) -> Tensor:
     """The level of each code; codes beyond the last level have that."""
-    padded = [*levels, *[levels[-1]] * ((1 << fmt.magnitude_bits) - len(levels))]
+    padded = [*levels, *[levels[-1]] * (fmt.n_levels - len(levels))]
     return torch.tensor(padded, device=device)
 
 
@@ -110,11 +114,12 @@ def _decoded(codes: Tensor, fmt: BFPFormat, noise: tuple[Tensor, Tensor] | None)
 def _decoded_codebook(
     codes: Tensor, fmt: BFPFormat, noise: tuple[Tensor, Tensor] | None, levels: Sequence[int]
 ) -> Tensor:
-    sign, places = _sign_and_magnitude(codes, fmt)
+    sign, places = (torch.ones_like(codes), codes) if fmt.signed_levels else _sign_and_magnitude(codes, fmt)
     middles = _table(levels, fmt, codes.device)[places]
     if noise is not None:
         first, last = (torch.tensor(ends, device=codes.device)[places] for ends in cells(levels, fmt))
-        middles = torch.where(middles > 0, first + ((_away_from_zero(noise, fmt) * (last - first + 1)) >> 8), middles)
+        away = (_away_from_zero(noise, fmt) * (last - first + 1)) >> 8
+        middles = torch.where(middles > 0, first + away, torch.where(middles < 0, last - away, middles))
     return sign * middles
 
 
@@ -125,11 +130,12 @@ def _away_from_zero(noise: tuple[Tensor, Tensor], fmt: BFPFormat) -> Tensor:
 
 
 def cells(levels: Sequence[int], fmt: BFPFormat) -> tuple[list[int], list[int]]:
-    """The least and the greatest n of each code's cell; the top level's reaches as far above it as below."""
+    """The least and the greatest n of each code's cell; those at the ends reach as far beyond the level as before it."""
     edges = [(a + b) // 2 for a, b in itertools.pairwise(levels)]
-    first = [0, *(edge + 1 for edge in edges)]
+    lowest = max(fmt.level_grid[0], 2 * levels[0] - edges[0]) if fmt.signed_levels else 0
+    first = [lowest, *(edge + 1 for edge in edges)]
     if fmt.unsigned:
         first[1] = 1
-    last = [*edges, min(codebooks.TOP, 2 * levels[-1] - first[-1])]
-    spare = (1 << fmt.magnitude_bits) - len(levels)
+    last = [*edges, min(fmt.level_grid[-1], 2 * levels[-1] - first[-1])]
+    spare = fmt.n_levels - len(levels)
     return first + first[-1:] * spare, last + last[-1:] * spare

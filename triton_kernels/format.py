@@ -4,6 +4,7 @@ Imports neither torch nor triton. Keeping activations for backward in block floa
 US20200210839A1. Codes whose levels are not evenly spaced, and decoding at random within a code's cell: US12277502B2.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -61,7 +62,7 @@ class BFPFormat:
         bfp4b32  bfp4b4x8      blocks of 32 values in a row; of 4 rows by 8 columns
         :gauss :learned :00123f...  :lossy-lite :lossy-normal :lossy-aggressive       a codebook
         +twos | +unsigned      two's complement; for values that are never negative
-        +e6m2 | +e5m3 | +e5 | +e4   the scale, see ``scales``; none of them is e8, a power of two
+        +e6m2 | +se5m2 | +e5m3 | +e5 | +e4     the scale, see ``scales``; none of them is e8, a power of two
         +search                the scale of least squared error among a few
         +sr | +hash | +trunc   stochastic rounding from a seed; from the value's own bits; truncation. None: nearest
         +o2 | +o2t3            the 2 largest values of a block apart; only those 2^3 times as large as the rest
@@ -97,6 +98,8 @@ class BFPFormat:
                               clipped as above; u is 0, or a random byte (``rounding``) of the value
         :codebook   M = 8     n = |t| to nearest even, at most 255; c is the index of the nearest of the 2^(W-1) levels
                               (unsigned 2^W, the first 0 and for zeros alone), ties to the lower; decodes to level steps
+        :codebook+se5m2       M = 7     S has the sign of the block's largest value, minus if -x is larger than any x;
+                              n = t to nearest even, in -127 .. 127; c is the index of the nearest of 2^W levels
 
     With ``+unsigned`` decoded values are zero exactly where the stored ones were, so the mask that a ReLU's backward
     takes from its output survives. Signed zeros lose their sign. Signed codebooks need not have a level of zero; those that
@@ -208,7 +211,24 @@ class BFPFormat:
     @property
     def grid_bits(self) -> int:
         """M of the grid that values are rounded to: 8 with a codebook."""
-        return codebooks.GRID_BITS if self.codebook else self.magnitude_bits
+        if self.codebook:
+            return codebooks.GRID_BITS - self.signed_levels
+        return self.magnitude_bits
+
+    @property
+    def signed_levels(self) -> bool:
+        """Whether a codebook's levels have their signs, because the scale has that of the largest value."""
+        return self.scale_kind.signed
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of a full codebook: one for each code, or each magnitude."""
+        return 1 << (self.width if self.signed_levels else self.magnitude_bits)
+
+    @property
+    def level_grid(self) -> range:
+        """The integers that a codebook's levels are among."""
+        return codebooks.SIGNED_GRID if self.signed_levels else codebooks.GRID
 
     @property
     def scale_kind(self) -> Scale:
@@ -223,7 +243,9 @@ class BFPFormat:
     @property
     def zero_scale(self) -> bool:
         """Whether a block of zeros has scale code 0, because none of its codes decodes to zero."""
-        return bool(self.codebook) and not self.unsigned and (self.codebook == "learned" or self.levels[0] > 0)
+        if not self.codebook or self.unsigned:
+            return False
+        return self.signed_levels or self.codebook == "learned" or self.levels[0] > 0
 
     @property
     def rounds_scale_up(self) -> bool:
@@ -259,7 +281,7 @@ class BFPFormat:
         if self.scale_kind.mantissa_bits == 0:
             return (0, 1, -1) if self.magnitude_bits == 1 else (0, -1)
         if self.scale_kind.mantissa_bits == 2:
-            return (0, 1, -1)
+            return (0, 1, -1, 2, -2) if self.magnitude_bits == 1 else (0, 1, -1)
         return (0, 1, -1, 2, -2, 3, -3, -4) if self.magnitude_bits == 1 else (0, 1, -1, -2)
 
     def least_scale(self, dtype: str) -> int:
@@ -324,7 +346,7 @@ class BFPFormat:
         if self.outliers:
             planes.append(Plane("outlier", "int16", n_blocks * self.outliers, 2))
         if self.codebook == "learned":
-            planes.append(Plane("level", "uint8", 1 << self.magnitude_bits, 1))
+            planes.append(Plane("level", "uint8", self.n_levels, 1))
         return tuple(planes)
 
     def _scale_planes(self, n_blocks: int) -> list[Plane]:
@@ -404,19 +426,23 @@ def _levels(fmt: BFPFormat) -> tuple[int, ...]:
         return ()
     if fmt.codebook in codebooks.LOSSY:
         return codebooks.lossy(fmt.codebook)
+    if fmt.codebook in codebooks.NAMES and fmt.signed_levels:
+        return codebooks.gauss_signed(fmt.width, fmt.block)
     if fmt.codebook in codebooks.NAMES:
         power_of_two = fmt.scale_kind.mantissa_bits == 0
         return codebooks.gauss(fmt.magnitude_bits, fmt.block, unsigned=fmt.unsigned, power_of_two=power_of_two)
-    return tuple(bytes.fromhex(fmt.codebook))
+    return codebooks.from_hex(fmt.codebook, signed=fmt.signed_levels)
 
 
 def _codebook_cell(fmt: BFPFormat) -> tuple[float, float]:
     """The most that a value on the grid and within the levels is off, half a unit of the grid added, and the top level."""
     if fmt.codebook == "learned":
-        return 255.5, 0.0
+        return 256.0, 0.0
     levels = fmt.levels
-    gaps = [b - a for a, b in zip(levels[fmt.unsigned :], levels[1 + fmt.unsigned :], strict=False)]
-    return max([levels[fmt.unsigned], *(gap / 2 for gap in gaps)]) + 1.0, float(levels[-1])
+    half = max((b - a for a, b in itertools.pairwise(levels[fmt.unsigned :])), default=0) / 2
+    if fmt.signed_levels:
+        return half + 1.0, float(min(levels[-1], -levels[0]))
+    return max(levels[fmt.unsigned], half) + 1.0, float(levels[-1])
 
 
 def _fields(fmt: BFPFormat) -> dict[str, Any]:

@@ -33,6 +33,8 @@ def why_not(
         (rounding not in ("nearest", "sr", "hash", "trunc"), f"the rounding is {rounding!r}"),
         (dither not in ("", "uniform", "density"), f"the dither is {dither!r}"),
         (twos and unsigned, "'+twos' and '+unsigned' exclude each other: there is no sign to complement"),
+        (scale == "se5m2" and not codebook, "'+se5m2', a scale with a sign, needs a codebook: even levels are symmetric"),
+        (scale == "se5m2" and unsigned, "'+se5m2', a scale with a sign, and '+unsigned' exclude each other"),
         (bool(codebook) and twos, "codebooks have a sign and a level, not '+twos'"),
         (
             bool(codebook) and rounding != "nearest",
@@ -45,10 +47,22 @@ def why_not(
         (outlier_threshold > 0 and outliers == 0, "a threshold needs outliers"),
     )
     reasons = [reason for applies, reason in rules if applies]
-    return reasons[0] if reasons else (codebook and why_not_codebook(codebook, bits, unsigned))
+    if reasons or not codebook:
+        return reasons[0] if reasons else ""
+    if scale == "se5m2":
+        return _why_not_signed(codebook, width)
+    return _why_not_codebook(codebook, bits, unsigned)
 
 
-def why_not_codebook(codebook: str, bits: int, unsigned: bool) -> str:
+def _why_not_signed(codebook: str, width: int) -> str:
+    if width > codebooks.MAX_SIGNED_WIDTH:
+        return f"under '+se5m2' a codebook has at most {1 << codebooks.MAX_SIGNED_WIDTH} levels: widths 2 and 3"
+    if codebook in codebooks.LOSSY:
+        return f"':{codebook}' has magnitudes, and '+se5m2' is for levels with their signs"
+    return "" if codebook in codebooks.NAMES else _why_not_levels(codebook, width, signed=True)
+
+
+def _why_not_codebook(codebook: str, bits: int, unsigned: bool) -> str:
     """The reason why codes of ``bits`` bits of magnitude cannot have this codebook, or nothing."""
     if bits > codebooks.MAX_BITS:
         widths = "2 to 4" if unsigned else "2 to 5"
@@ -57,15 +71,17 @@ def why_not_codebook(codebook: str, bits: int, unsigned: bool) -> str:
         wanted = codebooks.LOSSY[codebook][0]
         widths = f"bfp{wanted + 1}" + (f", or bfp{wanted} with '+unsigned'" if wanted > 1 else "")
         return "" if bits == wanted else f"':{codebook}' has {wanted} bits of magnitude: {widths}"
-    return "" if codebook in codebooks.NAMES else _why_not_levels(codebook, bits, unsigned)
+    return "" if codebook in codebooks.NAMES else _why_not_levels(codebook, bits, unsigned=unsigned)
 
 
-def _why_not_levels(codebook: str, bits: int, unsigned: bool) -> str:
+def _why_not_levels(codebook: str, bits: int, *, unsigned: bool = False, signed: bool = False) -> str:
     if any(digit not in "0123456789abcdef" for digit in codebook):
         return f"unknown codebook ':{codebook}'"
     if len(codebook) != 2 << bits:
         return f"its codes have {1 << bits} levels, two hexadecimal digits each, and ':{codebook}' has {len(codebook)} digits"
-    levels = bytes.fromhex(codebook)
+    levels = codebooks.from_hex(codebook, signed=signed)
     if any(a >= b for a, b in itertools.pairwise(levels)):
         return f"the levels {list(levels)} do not rise"
+    if signed and levels[0] < codebooks.SIGNED_GRID[0]:
+        return f"the first level is {levels[0]}, and the least is {codebooks.SIGNED_GRID[0]}"
     return f"the first level is {levels[0]}, and '+unsigned' has 0 there" if unsigned and levels[0] else ""

@@ -25,7 +25,7 @@ def learn_codebook(samples: Tensor, fmt: BFPFormat) -> BFPFormat:
     """
     wanted = replace(fmt, codebook="learned")
     levels = _fit(samples.detach().flatten(), wanted, stride=1, rounds=_FULL_ROUNDS)
-    return replace(fmt, codebook=bytes(levels).hex())
+    return replace(fmt, codebook=bytes(level & 255 for level in levels).hex())
 
 
 def levels_of(x_flat: Tensor, fmt: BFPFormat) -> tuple[int, ...]:
@@ -35,8 +35,9 @@ def levels_of(x_flat: Tensor, fmt: BFPFormat) -> tuple[int, ...]:
 
 
 def _fit(x_flat: Tensor, fmt: BFPFormat, *, stride: int, rounds: int) -> tuple[int, ...]:
-    counts = torch.bincount(_on_grid(x_flat, fmt, stride), minlength=codebooks.TOP + 1).tolist()
-    return codebooks.fit(counts, fmt.levels, rounds=rounds, first_is_zero=fmt.unsigned)
+    grid = fmt.level_grid
+    counts = torch.bincount(_on_grid(x_flat, fmt, stride) - grid[0], minlength=len(grid)).tolist()
+    return codebooks.fit(counts, fmt.levels, grid=grid, rounds=rounds, first_is_zero=fmt.unsigned)
 
 
 def _on_grid(x_flat: Tensor, fmt: BFPFormat, stride: int) -> Tensor:
@@ -47,6 +48,6 @@ def _on_grid(x_flat: Tensor, fmt: BFPFormat, stride: int) -> Tensor:
     inside = places < numel
     values = x_flat.detach()[places.clamp(max=max(numel - 1, 0))].float().masked_fill(~inside, 0.0)
     first = scales.first(values, fmt, str(x_flat.dtype).removeprefix("torch."))
-    n = coding.grid(coding.in_steps(values, scales.floats(first.codes, fmt), fmt))
-    finite = (first.codes != fmt.scale_kind.nan).unsqueeze(1)
+    n = coding.grid(coding.in_steps(values, scales.floats(first.codes, fmt), fmt), fmt)
+    finite = (scales.magnitudes(first.codes, fmt) != fmt.scale_kind.nan).unsqueeze(1)
     return n[first.counted & finite & ((values > 0) if fmt.unsigned else (values != 0))]

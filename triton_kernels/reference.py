@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import coding, learned, outliers, packing, rounding, shared_scales as scales
+from . import codebooks, coding, learned, outliers, packing, rounding, shared_scales as scales
 from .format import DTYPES, GROUP, BFPFormat
 
 
@@ -45,7 +45,7 @@ def compress(
         entries, codes = outliers.encode(first.found, scales.exponents(scale_codes, fmt), codes, fmt)
         ancillary = [entries.masked_fill(nan.unsqueeze(1), 0).flatten()]
     if fmt.codebook == "learned":
-        ancillary.append(torch.tensor(levels, dtype=torch.uint8, device=x_flat.device))
+        ancillary.append(torch.tensor([level & 255 for level in levels], dtype=torch.uint8, device=x_flat.device))
     codes = codes.masked_fill(nan.unsqueeze(1), 0)
     packed = packing.pack(codes, fmt.width, fmt.group_planes)
     return (*packed, *packing.pack_scales(scale_codes, fmt), *ancillary)
@@ -75,7 +75,9 @@ def decompress(
     ancillary = list(planes[len(planes) - n_ancillary :])
     codes = packing.unpack(planes[:n_codes], fmt.width, fmt.group_planes).view(-1, fmt.block)
     scale_codes = packing.unpack_scales(planes[n_codes:], fmt, codes.shape[0])
-    levels = ancillary[-1].tolist() if fmt.codebook == "learned" else fmt.levels
+    levels = fmt.levels
+    if fmt.codebook == "learned":
+        levels = codebooks.from_hex(bytes(ancillary[-1].tolist()).hex(), signed=fmt.signed_levels)
     noise = _dither_noise(codes, fmt, seed, first_value // GROUP)
     shared = scales.floats(scale_codes, fmt)
     values = coding.decode(codes, shared, fmt, noise, levels)

@@ -40,6 +40,4 @@ def philox(seed: Tensor, first_group: int, n_groups: int, purpose: int) -> Tenso
 def hashed(values: Tensor) -> Tensor:
     """A byte (int64) from the magnitude's bits of each float32 value; equal values, and their negatives, have the same."""
     bits = values.view(torch.int32).long() & 0x7FFFFFFF
-    bits = bits ^ (bits >> 15)
-    bits = (bits * _MULTIPLIER) & _MASK
     return ((bits ^ (bits >> 15)) * _WEYL & _MASK) >> 24

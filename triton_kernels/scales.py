@@ -6,10 +6,11 @@ one is an addition and a shift::
     e8      eeee eeee    2^(code - 127), as in float32                          2^-103 .. 2^127
     e5m3    eeee emmm    (1 + mmm/8) * 2^(eeeee - 15), bias as in float16       1.125 * 2^-15 .. 1.75 * 2^16
     e6m2    eeee eemm    (1 + mm/4) * 2^(eeeeee - 31)                           1.25 * 2^-31 .. 1.5 * 2^32
+    se5m2   seee eemm    (1 + mm/4) * 2^(eeeee - 15), s its sign                1.25 * 2^-15 .. 1.5 * 2^16
     e5         e eeee    2^(code - 15)                                          2^-14 .. 2^15
     e4           eeee    2^(code - 7)                                           2^-6 .. 2^7
 
-No scale is a denormal. The code of all ones says that the block holds a NaN, an infinity, or a value too large for the
+No scale is a denormal. The code of all ones (but for the sign) says that the block holds a NaN, an infinity, or a value too large for the
 scale; code 0 that all its values are zero, in formats that cannot say so with codes (see ``BFPFormat``).
 """
 
@@ -25,11 +26,12 @@ class Scale:
     mantissa_bits: int
     base: int
     least: int
+    signed: bool = False
 
     @property
     def nan(self) -> int:
         """The code of a block that decodes to NaN; one more than the greatest code of a number."""
-        return (1 << self.bits) - 1
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def shift(self) -> int:
@@ -54,6 +56,7 @@ SCALES = {
     for scale in (
         Scale("e8", 8, 0, 0, EXPONENT_MIN),
         Scale("e6m2", 8, 2, (127 - 31) << 2, 1),
+        Scale("se5m2", 8, 2, (127 - 15) << 2, 1, signed=True),
         Scale("e5m3", 8, 3, (127 - 15) << 3, 1),
         Scale("e5", 5, 0, 127 - 15, 1),
         Scale("e4", 4, 0, 127 - 7, 1),

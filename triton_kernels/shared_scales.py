@@ -9,6 +9,9 @@ from . import outliers
 from .format import BFPFormat
 
 
+_SIGN_BIT = 7
+
+
 @dataclass(frozen=True)
 class First:
     """Scales before any search: their codes [n_blocks] (int64), which values they were made from, the others."""
@@ -33,6 +36,10 @@ def first(values: Tensor, fmt: BFPFormat, dtype: str) -> First:
     codes = codes.masked_fill(~finite, fmt.scale_kind.nan)
     if fmt.zero_scale:
         codes = codes.masked_fill((values == 0).all(dim=1), 0)
+    if fmt.scale_kind.signed:
+        kept = values.masked_fill(~counted, 0.0)
+        negative = (kept.amax(dim=1) < -kept.amin(dim=1)) & (codes != fmt.scale_kind.nan)
+        codes = codes | (negative.long() << _SIGN_BIT)
     return First(codes, counted, found, least)
 
 
@@ -52,31 +59,38 @@ def codes_of_largest(largest: Tensor, fmt: BFPFormat, dtype: str, least_exponent
 
 
 def candidate(first: Tensor, offset: int, fmt: BFPFormat, dtype: str, least_exponents: Tensor | None = None) -> Tensor:
-    """The codes ``offset`` from ``first``, within the range; NaN and 0 stay."""
+    """The codes ``offset`` from ``first``, within the range, of the same sign; NaN and 0 stay."""
     scale = fmt.scale_kind
+    first, sign = magnitudes(first, fmt), first - magnitudes(first, fmt)
     codes = (first + offset).clamp(fmt.least_scale(dtype), scale.nan - 1)
     if least_exponents is not None:
         codes = torch.maximum(codes, (least_exponents << scale.mantissa_bits) - scale.base)
-    return torch.where((first == scale.nan) | (first == 0), first, codes)
+    return sign + torch.where((first == scale.nan) | (first == 0), first, codes)
+
+
+def magnitudes(codes: Tensor, fmt: BFPFormat) -> Tensor:
+    """The codes without their sign, if they have one."""
+    return codes & fmt.scale_kind.nan
 
 
 def floats(codes: Tensor, fmt: BFPFormat) -> Tensor:
     """S (float32) of each code (int64): NaN for NaN, and 0 for code 0 where that is the scale of zeros."""
     scale = fmt.scale_kind
-    values = ((codes + scale.base) << scale.shift).to(torch.int32).view(torch.float32)
+    unsigned = magnitudes(codes, fmt)
+    values = ((unsigned + scale.base) << scale.shift).to(torch.int32).view(torch.float32)
     if fmt.zero_scale:
-        values = values.masked_fill(codes == 0, 0.0)
-    return values.masked_fill(codes == scale.nan, torch.nan)
+        values = values.masked_fill(unsigned == 0, 0.0)
+    return torch.where(codes > unsigned, -values, values).masked_fill(unsigned == scale.nan, torch.nan)
 
 
 def exponents(codes: Tensor, fmt: BFPFormat) -> Tensor:
     """The biased exponent of S (int64)."""
-    return (codes + fmt.scale_kind.base) >> fmt.scale_kind.mantissa_bits
+    return (magnitudes(codes, fmt) + fmt.scale_kind.base) >> fmt.scale_kind.mantissa_bits
 
 
 def squared(codes: Tensor, fmt: BFPFormat, least: Tensor) -> Tensor:
     """S squared (int64), in units that depend on ``least`` alone, the least code of those to be compared."""
     scale = fmt.scale_kind
     one = 1 << scale.mantissa_bits
-    mantissas = one + ((codes + scale.base) & (one - 1))
+    mantissas = one + ((magnitudes(codes, fmt) + scale.base) & (one - 1))
     return (mantissas * mantissas) << (2 * (exponents(codes, fmt) - exponents(least, fmt)))
