@@ -103,7 +103,8 @@ class BFPFormat:
 
     With ``+unsigned`` decoded values are zero exactly where the stored ones were, so the mask that a ReLU's backward
     takes from its output survives. Signed zeros lose their sign. Signed codebooks need not have a level of zero; those that
-    have none decode zeros to their least level, but a block of zeros alone has scale code 0, which stands for S = 0.
+    have none decode zeros to their least level, but a block of zeros alone has scale code 0, which stands for S = 0 . A zero
+    that is decoded has the sign of level times S, as floats multiply.
 
     ``+unsigned`` in float16 has an S large enough that half a step is a float16 (``least_scale``). Decoding computes in
     float32 and rounds once to the dtype asked for, to nearest even, float16 clipped to its finite range.

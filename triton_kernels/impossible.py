@@ -33,7 +33,10 @@ def why_not(
         (rounding not in ("nearest", "sr", "hash", "trunc"), f"the rounding is {rounding!r}"),
         (dither not in ("", "uniform", "density"), f"the dither is {dither!r}"),
         (twos and unsigned, "'+twos' and '+unsigned' exclude each other: there is no sign to complement"),
-        (scale == "se5m2" and not codebook, "'+se5m2', a scale with a sign, needs a codebook: even levels are symmetric"),
+        (
+            scale == "se5m2" and not codebook,
+            "'+se5m2', a scale with a sign, needs a codebook: even levels are symmetric",
+        ),
         (scale == "se5m2" and unsigned, "'+se5m2', a scale with a sign, and '+unsigned' exclude each other"),
         (bool(codebook) and twos, "codebooks have a sign and a level, not '+twos'"),
         (

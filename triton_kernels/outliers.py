@@ -53,7 +53,7 @@ def encode(found: Outliers, exponents: Tensor, codes: Tensor, fmt: BFPFormat) ->
     """
     extra, index_bits = fmt.outlier_extra_bits, fmt.outlier_index_bits
     fields = (found.rounded >> _mantissa_bits(fmt)) - exponents.unsqueeze(1) + OUTLIER_BIAS
-    used = fields >= 1
+    used = (fields >= 1) & (found.rounded > 0)
     mantissa = found.rounded & ((1 << _mantissa_bits(fmt)) - 1)
     entries = (fields << (extra + index_bits)) | ((mantissa & ((1 << extra) - 1)) << index_bits) | found.index
     own = mantissa >> extra

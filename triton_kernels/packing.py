@@ -37,8 +37,9 @@ def pack_scales(codes: Tensor, fmt: BFPFormat) -> list[Tensor]:
 
 
 def unpack_scales(planes: Sequence[Tensor], fmt: BFPFormat, n_blocks: int) -> Tensor:
-    """The planes of scales -> codes [n_blocks] (int64)."""
+    """The planes of scales, whatever follows them -> codes [n_blocks] (int64)."""
     bits = fmt.scale_kind.bits
     if bits == 8:
         return planes[0].long()
-    return unpack(planes, bits, BFPFormat(bits, GROUP).group_planes).flatten()[:n_blocks]
+    group_planes = BFPFormat(bits, GROUP).group_planes
+    return unpack(planes[: len(group_planes)], bits, group_planes).flatten()[:n_blocks]

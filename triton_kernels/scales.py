@@ -10,8 +10,8 @@ one is an addition and a shift::
     e5         e eeee    2^(code - 15)                                          2^-14 .. 2^15
     e4           eeee    2^(code - 7)                                           2^-6 .. 2^7
 
-No scale is a denormal. The code of all ones (but for the sign) says that the block holds a NaN, an infinity, or a value too large for the
-scale; code 0 that all its values are zero, in formats that cannot say so with codes (see ``BFPFormat``).
+No scale is a denormal. The code of all ones (but for the sign) says that the block holds a NaN, an infinity, or a value
+too large for the scale; code 0 that all its values are zero, in formats that cannot say so with codes (``zero_scale``).
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ from torch import Tensor
 from . import outliers
 from .format import BFPFormat
 
-
 _SIGN_BIT = 7
 
 
