@@ -67,7 +67,7 @@ FLOORS = {
     ],
     6: ["fxpipe/trace.py", "fxpipe/profile.py", "fxpipe/cut_rules.py", "triton_kernels/learned.py"],
     7: ["triton_kernels/reference.py"],
-    8: ["triton_kernels/launch.py", "triton_kernels/native.py"],
+    8: ["triton_kernels/launch.py", "triton_kernels/native.py", "fxpipe/format_page.py"],
     9: ["triton_kernels/cpu.py"],
     10: ["triton_kernels/ops.py"],
     11: [

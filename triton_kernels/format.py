@@ -190,12 +190,14 @@ class BFPFormat:
     def for_non_negative(self) -> "BFPFormat":
         """The format of this family for values that are never negative: ``+unsigned``, the sign's bit used for magnitude.
 
-        Two's complement is dropped, and so is a codebook that has no sign-free form of one bit more.
+        Two's complement is dropped, and so is a codebook that has no sign-free form of one bit more; ``+se5m2`` becomes
+        ``+e5m3``.
         """
         if self.unsigned:
             return self
         has_form = self.codebook in ("gauss", "learned") and self.width <= codebooks.MAX_BITS
-        return replace(self, unsigned=True, twos=False, codebook=self.codebook if has_form else "")
+        codebook, scale = self.codebook if has_form else "", "e5m3" if self.signed_levels else self.scale
+        return replace(self, unsigned=True, twos=False, codebook=codebook, scale=scale)
 
     # What it means
 
@@ -263,7 +265,7 @@ class BFPFormat:
         if not self.rounds_scale_up:
             return 1.0
         exact = 2.0 ** (self.grid_bits - 1) / self.peak_steps
-        return math.ceil(exact * 2**24 + 1) / 2**24
+        return math.ceil(exact * 2**24 + 1) / 2**24 if exact < 1 else 1.0
 
     @property
     def peak_steps(self) -> float:
