@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup format golden bench kernel-report clean
+.PHONY: help demo test check setup format golden bench kernel-report bench-formats clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ bench: $(READY)  ## measure speed, memory and exactness against their figures
 
 kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail where one misses its budget
 	$(BIN)/python tools/kernel_report.py --check
+
+bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures
+	$(BIN)/python tools/bench_formats.py --check
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The command ``fxpipe``: show | plan | run | diff | passes | demo.
+"""The command ``fxpipe``: show | plan | run | diff | passes | formats | demo.
 
 This file only reads the command line; ``fxpipe.commands`` does the work and is imported when there is some, so that
 ``--help`` answers without loading torch.
@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
         "--pass", dest="pass_name", metavar="NAME", help="only this pass"
     )
     add("passes", "every pass: options, requires, provides, exact or bounded")
+    add("formats", "how activations can be stored: bits, signal to noise, a drawing").add_argument(
+        "formats", nargs="*", metavar="FORMAT", help="such as bfp4b32:gauss+e5m3; none of them lists the family"
+    )
     _add_steps(add("demo", "train a small GPT on two ranks, compressed, and set it against one process"), 300)
     return top
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxpipe import printing, units
+from fxpipe import format_page, printing, units
 from fxpipe.api import compile, trace_microbatch
 from fxpipe.demo import run_demo
-from fxpipe.errors import OptionError, unknown
+from fxpipe.errors import FormatError, OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
@@ -25,6 +25,7 @@ from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
 from fxpipe.trace import trace
+from fxpipe.triton_kernels.format import BFPFormat
 
 LEARNS_TEXT = ("demo:gpt", "demo:llama")
 """Models that take characters: they learn real text, the others their example inputs over and over."""
@@ -111,6 +112,16 @@ def passes(arguments: Namespace) -> None:
         for kind in PASSES.values()
     ]
     _print(arguments, rows, lambda: printing.table([_pass_cells(row) for row in rows], list(rows[0])))
+
+
+def formats(arguments: Namespace) -> None:
+    """The family of formats, or those asked for, each drawn bit by bit."""
+    try:
+        rows = format_page.rows(arguments.formats or list(format_page.FAMILY))
+    except ValueError as error:
+        raise FormatError(str(error)) from error
+    drawings = [format_page.drawing(BFPFormat.parse(text)) for text in arguments.formats]
+    _print(arguments, rows, lambda: "\n\n".join([format_page.table(rows), *drawings]))
 
 
 def _default(option: Field[Any]) -> object:

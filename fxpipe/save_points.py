@@ -1,7 +1,6 @@
 """The judgement: what to do with each value that forward saves for backward. Nothing is edited here."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.fx as fx
@@ -102,8 +101,10 @@ def _point(node: fx.Node, stage_index: int, format: BFPFormat | None, refusal: s
     raw = max(_raw_bytes(node), _raw_bytes(storage_of(node)))  # a part of a storage keeps all of it
     reason = refusal
     if format is not None and is_non_negative(node):
-        format, reason = replace(format, unsigned=True), "non-negative"
-    stored = format.stored_bytes(hint(val.numel())) if format is not None else raw
+        format, reason = format.for_non_negative(), "non-negative"
+    stored = raw
+    if format is not None:
+        stored = format.stored_bytes(format.stored_numel([hint(size) for size in val.shape]))
     if stored >= raw:
         format, stored, reason = None, raw, reason or "no gain"
     return SavePoint(

@@ -23,11 +23,16 @@ _COPIED_META = ("stack_trace", "nn_module_stack", "saved_tensor_with_no_vc_check
 
 
 def parse_format(text: str | None) -> formats.BFPFormat | None:
-    """The format of this text, ``None`` for ``None``; raises FormatError listing what is legal."""
+    """The format of this text, ``None`` for ``None``; raises FormatError listing what is legal, or for want of a seed."""
+    if text is None:
+        return None
     try:
-        return None if text is None else formats.BFPFormat.parse(text)
+        format = formats.BFPFormat.parse(text)
     except formats.FormatError as e:
         raise FormatError(str(e)) from e
+    if format.compress_needs_seed or format.decompress_needs_seed:
+        raise FormatError(f"format '{text}' needs a seed, which save points do not have; '+hash' rounds without one")
+    return format
 
 
 @dataclass(frozen=True)

@@ -5,95 +5,138 @@ Importing this module registers the operators. Neither is differentiable, and bo
 
 ``order`` is a permutation of the dimensions: values are stored in the row-major order of ``x.permute(order)``, and the
 decompressed tensor's memory runs in that order. With the order in which the memory of a dense ``x`` runs (transposed or
-channels-last, say) nothing is copied; any other order is as right, by way of a copy.
+channels-last, say) nothing is copied; any other order is as right, by way of a copy. Tiles are of the permuted tensor.
 """
 
 # mypy: disable-error-code="no-untyped-call"
 # (torch.library has no types)
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import cpu
+from . import cpu, tiling
 from .format import BFPFormat
-from .reference import dtype_name
+from .reference import checked_seed, dtype_name
 
 _LIBRARY = torch.library.Library("fxpipe", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
-_LIBRARY.define("bfp_compress(Tensor x, str format, int[] order) -> Tensor[]", tags=_TAGS)
+_LIBRARY.define("bfp_compress(Tensor x, str format, int[] order, Tensor? seed=None) -> Tensor[]", tags=_TAGS)
 _LIBRARY.define(
-    "bfp_decompress(Tensor[] planes, str format, SymInt[] shape, int[] order, ScalarType dtype) -> Tensor", tags=_TAGS
+    "bfp_decompress(Tensor[] planes, str format, SymInt[] shape, int[] order, ScalarType dtype, Tensor? seed=None)"
+    " -> Tensor",
+    tags=_TAGS,
 )
 
 
-def compress(x: Tensor, format: str | BFPFormat) -> tuple[Tensor, ...]:
+def compress(x: Tensor, format: str | BFPFormat, seed: Tensor | None = None) -> tuple[Tensor, ...]:
     """Store ``x`` (any shape; float32, bfloat16 or float16) in ``format``, row-major: its planes, one-dimensional.
+
+    ``seed``: an int64 tensor of one value on the device of ``x``, for formats that round by one (``+sr``).
 
     Raises:
         FormatError: ``format`` names no format.
         TypeError: the dtype of ``x`` is another.
+        ValueError: the seed is missing, or is none.
+        NotImplementedError: ``x`` is on a GPU, for which the format has no kernel.
     """
-    return tuple(torch.ops.fxpipe.bfp_compress(x, str(format), list(range(x.dim()))))
+    return tuple(torch.ops.fxpipe.bfp_compress(x, str(format), list(range(x.dim())), seed))
 
 
-def decompress(packed: Sequence[Tensor], format: str | BFPFormat, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def decompress(
+    packed: Sequence[Tensor],
+    format: str | BFPFormat,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
+) -> Tensor:
     """The tensor of ``shape`` and ``dtype`` that ``compress`` stored as ``packed`` in the same ``format``.
+
+    ``seed``: an int64 tensor of one value, for formats that decode at random (``+dither``); any, not that of ``compress``.
 
     Raises:
         FormatError: ``format`` names no format.
         TypeError: ``dtype`` is not float32, bfloat16 or float16.
-        ValueError: ``packed`` does not hold the planes of that format for so many values.
+        ValueError: ``packed`` does not hold the planes of that format for so many values, or the seed is missing.
+        NotImplementedError: ``packed`` is on a GPU, for which the format has no kernel.
     """
     order = list(range(len(shape)))
-    value: Tensor = torch.ops.fxpipe.bfp_decompress(list(packed), str(format), list(shape), order, dtype)
+    value: Tensor = torch.ops.fxpipe.bfp_decompress(list(packed), str(format), list(shape), order, dtype, seed)
     return value
 
 
-def _compress_cpu(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+def _compress_cpu(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
     fmt = _checked(format, x.dtype, order, x.dim())
-    return list(cpu.compress(_flat(x, order), fmt))
+    return list(cpu.compress(_stored(x, fmt, order), fmt, checked_seed(seed, fmt, fmt.compress_needs_seed)))
 
 
-def _compress_gpu(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+def _compress_gpu(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
     from . import launch
 
     fmt = _checked(format, x.dtype, order, x.dim())
-    return list(launch.compress(_flat(x, order), fmt))
+    _check_has_kernel(fmt)
+    return list(launch.compress(_stored(x, fmt, order), fmt))
 
 
-def _compress_fake(x: Tensor, format: str, order: Sequence[int]) -> list[Tensor]:
+def _compress_fake(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
     fmt = _checked(format, x.dtype, order, x.dim())
-    return [x.new_empty(plane.length, dtype=getattr(torch, plane.dtype)) for plane in fmt.planes(x.numel())]
+    checked_seed(seed, fmt, fmt.compress_needs_seed)
+    numel = fmt.stored_numel([x.shape[dim] for dim in order])
+    return [x.new_empty(plane.length, dtype=getattr(torch, plane.dtype)) for plane in fmt.planes(numel)]
 
 
 def _decompress_cpu(
-    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+    planes: Sequence[Tensor],
+    format: str,
+    shape: Sequence[int],
+    order: Sequence[int],
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
 ) -> Tensor:
     fmt = _checked(format, dtype, order, len(shape))
-    planes = _checked_planes(planes, fmt, shape)
-    return _shaped(cpu.decompress(planes, fmt, math.prod(shape), dtype), shape, order)
+    planes, numel = _checked_planes(planes, fmt, shape, order)
+    stored = cpu.decompress(planes, fmt, numel, dtype, checked_seed(seed, fmt, fmt.decompress_needs_seed))
+    return _shaped(stored, fmt, shape, order)
 
 
 def _decompress_gpu(
-    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+    planes: Sequence[Tensor],
+    format: str,
+    shape: Sequence[int],
+    order: Sequence[int],
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
 ) -> Tensor:
     from . import launch
 
     fmt = _checked(format, dtype, order, len(shape))
-    planes = _checked_planes(planes, fmt, shape)
-    return _shaped(launch.decompress(planes, fmt, math.prod(shape), dtype), shape, order)
+    _check_has_kernel(fmt)
+    planes, numel = _checked_planes(planes, fmt, shape, order)
+    return _shaped(launch.decompress(planes, fmt, numel, dtype), fmt, shape, order)
 
 
 def _decompress_fake(
-    planes: Sequence[Tensor], format: str, shape: Sequence[int], order: Sequence[int], dtype: torch.dtype
+    planes: Sequence[Tensor],
+    format: str,
+    shape: Sequence[int],
+    order: Sequence[int],
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
 ) -> Tensor:
     fmt = _checked(format, dtype, order, len(shape))
     _check_plane_kinds(planes, fmt)
+    checked_seed(seed, fmt, fmt.decompress_needs_seed)
     permuted = [shape[dim] for dim in order]
     return planes[0].new_empty(permuted, dtype=dtype).permute(_inverse(order))
+
+
+def _check_has_kernel(fmt: BFPFormat) -> None:
+    if not fmt.is_basic:
+        raise NotImplementedError(
+            f"format '{fmt}' has no GPU kernel yet: there are those of width, block and '+unsigned', "
+            f"such as '{BFPFormat(fmt.width, fmt.block, fmt.unsigned)}'"
+        )
 
 
 def _checked(format: str, dtype: torch.dtype, order: Sequence[int], n_dims: int) -> BFPFormat:
@@ -115,24 +158,27 @@ def _check_plane_kinds(planes: Sequence[Tensor], fmt: BFPFormat) -> None:
         raise ValueError(f"format '{fmt}' has the planes {legal}; found {', '.join(found) or 'none'}")
 
 
-def _checked_planes(planes: Sequence[Tensor], fmt: BFPFormat, shape: Sequence[int]) -> list[Tensor]:
+def _checked_planes(
+    planes: Sequence[Tensor], fmt: BFPFormat, shape: Sequence[int], order: Sequence[int]
+) -> tuple[list[Tensor], int]:
+    """The planes, contiguous, and how many values they store."""
     _check_plane_kinds(planes, fmt)
-    numel = math.prod(shape)
+    numel = fmt.stored_numel([shape[dim] for dim in order])
     for plane, expected in zip(planes, fmt.planes(numel), strict=True):
         if plane.shape != (expected.length,):
             raise ValueError(
                 f"format '{fmt}': plane {expected.name} of {numel} values, shape {list(shape)}, has the shape "
                 f"[{expected.length}], not {list(plane.shape)}"
             )
-    return [plane.contiguous() for plane in planes]
+    return [plane.contiguous() for plane in planes], numel
 
 
-def _flat(x: Tensor, order: Sequence[int]) -> Tensor:
-    return x.permute(list(order)).reshape(-1)
+def _stored(x: Tensor, fmt: BFPFormat, order: Sequence[int]) -> Tensor:
+    return tiling.to_stored(x.permute(list(order)), fmt)
 
 
-def _shaped(flat: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
-    return flat.view([shape[dim] for dim in order]).permute(_inverse(order))
+def _shaped(stored: Tensor, fmt: BFPFormat, shape: Sequence[int], order: Sequence[int]) -> Tensor:
+    return tiling.from_stored(stored, fmt, [shape[dim] for dim in order]).permute(_inverse(order))
 
 
 def _inverse(order: Sequence[int]) -> list[int]:

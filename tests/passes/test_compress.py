@@ -146,3 +146,6 @@ def test_formats_are_parsed():
     assert str(parse_format("bfp4b32+unsigned")) == "bfp4b32+unsigned"
     with pytest.raises(FormatError, match="bfp9b32"):
         parse_format("bfp9b32")
+    for text in ("bfp4b32+sr", "bfp4b32+dither"):
+        with pytest.raises(FormatError, match="needs a seed, which save points do not have"):
+            parse_format(text)
