@@ -7,7 +7,8 @@ import pytest
 import sympy
 
 from fxpipe.errors import OptionError, PlanError, VerifyError
-from fxpipe.ir.cost import CostTable, Device, Level, NodeCost, Topology
+from fxpipe.ir.cost import CostTable, Device, NodeCost
+from fxpipe.ir.topology import Level, Topology
 from fxpipe.ir.expression import size_symbol
 
 BATCH = size_symbol("s0")

@@ -119,8 +119,8 @@ def test_only_the_pipeline_names_the_passes():
     assert [file for file in FILES if imported_files(file) & passes and file not in NAMES_THE_PASSES] == []
 
 
-def test_only_printing_imports_tabulate():
-    assert [file for file in FILES if "tabulate" in imported(file)] == ["fxpipe/printing.py"]
+def test_only_tables_imports_tabulate():
+    assert [file for file in FILES if "tabulate" in imported(file)] == ["fxpipe/tables.py"]
 
 
 def test_only_torch_pp_imports_private_names_of_the_pipelining_runtime():
