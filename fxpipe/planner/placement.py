@@ -124,7 +124,7 @@ def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement
     size = end - start
 
     def links(moves: Ints, next_moves: Ints) -> Floats:
-        return ranges.link(start[moves, None], end[moves, None], end[None, next_moves])
+        return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]

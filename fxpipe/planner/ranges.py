@@ -20,6 +20,16 @@ class Ranges:
         self.topology, self.model, self.n_copies = topology, model, n_copies
         self.block = topology.n_devices // n_copies
 
+    @property
+    def units(self) -> list[int]:
+        """The devices in a unit of each level that a block holds several of."""
+        return [unit for unit, _ in self._levels() if unit < self.block]
+
+    @property
+    def period(self) -> int:
+        """Ranges that are shifted by this many devices have the same links."""
+        return max(self.units, default=1)
+
     def _levels(self) -> list[tuple[int, Level]]:
         """Each level with the devices in one of its units."""
         sizes = [level.size for level in self.topology.levels]
@@ -39,18 +49,18 @@ class Ranges:
             )
         return found
 
-    def link(self, start: Ints, middle: Ints, end: Ints) -> Floats:
-        """Seconds for each byte between a stage on ``[start, middle)`` and the next on ``[middle, end)``."""
-        left, right = middle - start, end - middle
+    def link(self, start: Ints, end: Ints, next_start: Ints, next_end: Ints) -> Floats:
+        """Seconds for each byte between a stage on ``[start, end)`` and the next on ``[next_start, next_end)``."""
+        left, right = end - start, next_end - next_start
         found = 2 / np.minimum(left, right) / self.n_copies / self.topology.levels[0].bandwidth_bytes_per_second
         for unit, level in self._levels()[1:]:
             if unit >= self.block:
                 continue  # each unit holds as much of both
-            edge = middle // unit * unit  # where the unit begins that holds the first device after the cut
-            x, y = np.minimum(middle - edge, left), np.minimum(edge + unit - middle, right)
-            share = np.maximum(np.abs(x / left - y / right), y * (middle == edge) / right)
-            share = np.maximum(share, _largest_part(edge - start, unit) / left)
-            share = np.maximum(share, _largest_part(end - edge - unit, unit) / right)
+            last, first = (end - 1) // unit * unit, next_start // unit * unit  # the units at the cut: where they begin
+            x, y = np.minimum(end - last, left), np.minimum(first + unit - next_start, right)
+            share = np.where(last == first, np.abs(x / left - y / right), np.maximum(x / left, y / right))
+            share = np.maximum(share, np.clip(last - start, 0, unit) / left)
+            share = np.maximum(share, np.clip(next_end - first - unit, 0, unit) / right)
             found = np.maximum(found, 2 * share / self.n_copies / level.bandwidth_bytes_per_second)
         return found
 
@@ -84,8 +94,3 @@ def _most_units(first: Ints, last: Ints, size: int) -> Ints:
     apart = last // size - first // size
     at_ends = np.maximum(size - first % size, last % size + 1)
     return np.where(apart == 0, last - first + 1, np.where(apart == 1, at_ends, size))
-
-
-def _largest_part(length: Ints, unit: int) -> Ints:
-    """The most devices that one unit holds of a range of ``length`` that begins where a unit does."""
-    return np.clip(length, 0, unit)
