@@ -9,6 +9,7 @@ times out of reach are refused quickly. Stages stand on consecutive devices, in 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import TypeAlias
 
 import numpy as np
@@ -28,6 +29,9 @@ MOST_LATER_ENDS = 8
 MOST_LIGHT_CUTS = 1 << 18  # entries of the table of the next cut that few enough bytes cross
 MOST_LINKS = 1 << 22  # entries of the table of links
 SLACK = 1e-12
+MOST_LAST_TRIES = 8
+HOPELESS = 1e30  # times the bound: what limits the plan is not time
+LAST_PRECISION = 1e-9
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Line:
             middle, left, right = np.ix_(np.arange(self.period), self.sizes, self.sizes)
             self.link_table = ranges.link(middle - left, middle, middle, middle + right)
         self.some_links = self._some_links()
+        self.refused_seconds = 0.0  # by the last search
 
     def _some_links(self) -> Floats:
         """Seconds for each byte on links that differ, descending from the slowest; shape (n,)."""
@@ -74,25 +79,36 @@ class Line:
     def search(self, low: float, high: float, precision: float) -> LinePlan | None:
         """The best plan faster than ``high`` seconds, to the given relative precision; None where there is none.
 
-        ``low`` is a time that no plan beats. Tries grow from it, as the times out of reach cost least.
+        ``low`` is a time that no plan beats, ``high`` infinite or what the plan must beat. Without ``high``, tries grow from
+        ``low``, as the times out of reach cost least.
         """
-        step, best = 1.01, None
-        low = max(low, 1e-30)
-        time = low * (1 + 1e-9)
-        while best is None:
-            time = min(time, high * (1 - precision))
-            if (best := self.feasible(time)) is None:
-                if time >= high * (1 - precision):
-                    return None
-                low, time, step = time, time * step, min(step**2, 16.0)
+        low, step = max(low, 1e-30), 1.01
+        time = low * (1 + 1e-9) if high == inf else high
+        while (best := self.feasible(time)) is None:
+            if high < inf or time > HOPELESS * low:
+                return None
+            low, time, step = time, time * step, min(step**2, 16.0)
         while best.seconds > low * (1 + precision):
             middle = (low * best.seconds) ** 0.5
             if (found := self.feasible(middle)) is None:
                 low = middle
             else:
                 best = found
+        for _ in range(MOST_LAST_TRIES if precision <= 1e-4 else 0):
+            time = best.seconds * (1 - LAST_PRECISION)
+            if (found := self.feasible(time)) is None:
+                low = max(low, time)
+                break
+            best = found
         self.refused_seconds = low
         return best
+
+    def is_exact(self, time: float) -> bool:
+        """Whether ``feasible(time)`` misses no plan along this order: every set of devices is as good as a range, every
+        size is tried, and every link can carry every cut."""
+        flat = len(self.ranges.topology.levels) == 1 and not self.model.serial_links
+        most = min(self.block, self.limits.max_replicas or self.block)
+        return flat and len(self.sizes) == most and bool(self.cuts.crossing.max() <= time / self.some_links[0])
 
     def feasible(self, time: float) -> LinePlan | None:
         """A plan of at most so many seconds, or None."""

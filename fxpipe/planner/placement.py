@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from fxpipe.ir.topology import Topology
-from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
+from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.profile import Floats, Ints
 from fxpipe.planner.ranges import Ranges
 
@@ -158,5 +158,3 @@ def one_device_each(n_stages: int) -> Placement:
         complete=True,
     )
 
-
-__all__ = ["Placement", "all_sets", "contiguous", "link_seconds_per_byte", "n_moves_of_sets", "one_device_each"]
