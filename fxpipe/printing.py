@@ -5,7 +5,6 @@ Equal programs give equal text on every run, so a listing can be compared, store
 
 import difflib
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ from torch.utils._dtype_abbrs import dtype_abbrs
 
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import LoweredStages
-from fxpipe.tables import table as table
+from fxpipe.tables import table
+
+__all__ = ["diff", "listing", "module_path", "node_line", "operator_name", "program_listing", "table", "type_of"]
 
 
 def diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) -> str:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from floors import FLOOR_OF, NAMES_THE_PASSES, NO_TORCH, NOT_PASSES
+from floors import FLOOR_OF, NAMES_THE_PASSES, NO_TORCH, NO_TORCH_BUT_NUMPY, NOT_PASSES
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"fxpipe": "fxpipe", "passes": "fxpipe.passes", "triton_kernels": "fxpipe.triton_kernels"}
@@ -93,6 +93,12 @@ def test_imports_only_lower_floors(file):
 def test_loads_no_torch(file):
     heavy = {other for other in loaded_files(file) for name in imported(other, deferred=False) if is_heavy(name)}
     assert not heavy
+
+
+@pytest.mark.parametrize("file", NO_TORCH_BUT_NUMPY)
+def test_loads_nothing_heavier_than_numpy(file):
+    names = {name for other in loaded_files(file) for name in imported(other, deferred=False) if is_heavy(name)}
+    assert {name.partition(".")[0] for name in names} == {"numpy"}
 
 
 def is_heavy(name: str) -> bool:

@@ -71,7 +71,11 @@ def link_seconds_per_byte(topology: Topology, before: Sequence[int], after: Sequ
         shares = [np.bincount(units, minlength=n_units) / len(units) for units in (units_before, units_after)]
         seconds = 2 * np.abs(shares[0] - shares[1]) / level.bandwidth_bytes_per_second
         slowest = np.maximum(slowest, [seconds[share > 0].max() for share in shares])
-        units_before, units_after, n_units = units_before // level.size, units_after // level.size, n_units // level.size
+        units_before, units_after, n_units = (
+            units_before // level.size,
+            units_after // level.size,
+            n_units // level.size,
+        )
     return float(slowest[0]), float(slowest[1])
 
 

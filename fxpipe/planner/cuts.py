@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.profile import Floats, Ints
+
+SUMS = ("compute", "parameters", "activations", "labelled", "single")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +84,8 @@ def cuts_of_order(graph: Graph, order: Ints) -> CutsOfOrder:
             np.add.at(alive, at, sign)
     crossing = np.where(np.cumsum(alive)[:-1] > 0, np.maximum(np.cumsum(change)[:-1], 0), 0.0)
 
-    def sums(values: NDArray[np.generic]) -> NDArray[np.generic]:
-        return np.concatenate([[0], np.cumsum(values[order])])
-
-    columns = (graph.compute, graph.parameters, graph.activations, graph.labelled, graph.single)
-    return CutsOfOrder(*(sums(c) for c in columns), crossing=crossing, order=order)  # type: ignore[arg-type]
+    sums: dict[str, Any] = {field: np.append(0, np.cumsum(getattr(graph, field)[order])) for field in SUMS}
+    return CutsOfOrder(**sums, crossing=crossing, order=order)
 
 
 def cut_sets(graph: Graph, inside: NDArray[np.bool_]) -> CutSets:
@@ -95,8 +95,8 @@ def cut_sets(graph: Graph, inside: NDArray[np.bool_]) -> CutSets:
     if len(graph.value_source):
         read = np.logical_and.reduceat(inside[:, graph.consumers], graph.value_start[:-1], axis=1)
         crossing = (inside[:, graph.value_source] & ~read) @ graph.value_bytes
-    columns = (graph.compute, graph.parameters, graph.activations, graph.labelled, graph.single)
-    return CutSets(*(inside @ column for column in columns), crossing=crossing, inside=inside)
+    sums: dict[str, Any] = {field: inside @ getattr(graph, field) for field in SUMS}
+    return CutSets(**sums, crossing=crossing, inside=inside)
 
 
 def lattice(graph: Graph, limit: int) -> NDArray[np.bool_] | None:
@@ -128,7 +128,7 @@ def sets_of_orders(graph: Graph, orders: Sequence[Ints]) -> NDArray[np.bool_]:
     rows = np.concatenate([np.argsort(order) < np.arange(graph.n + 1)[:, None] for order in orders])
     packed = np.packbits(rows, axis=1)
     first = {row.tobytes(): at for at, row in reversed(list(enumerate(packed)))}
-    return rows[sorted(first.values())]  # type: ignore[no-any-return]
+    return rows[sorted(first.values())]
 
 
 def pairs_of_line(n: int) -> Pairs:

@@ -92,7 +92,13 @@ def evaluate(
 
 
 def _evaluate_stage(
-    profile: Profile, topology: Topology, model: CostModel, stage: Stage, link_in: float, link_out: float, from_here: int
+    profile: Profile,
+    topology: Topology,
+    model: CostModel,
+    stage: Stage,
+    link_in: float,
+    link_out: float,
+    from_here: int,
 ) -> StageEvaluation:
     nodes, r = list(stage.nodes), len(stage.devices)
     compute = float(profile.compute_seconds[nodes].sum())

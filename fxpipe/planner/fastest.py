@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxpipe.planner.bounds import time_bound
-from fxpipe.planner.cuts import CutSets, Pairs, cut_sets, cuts_of_order, lattice, pairs_of_line, pairs_of_sets, sets_of_orders
+from fxpipe.planner.cuts import (
+    CutSets,
+    Pairs,
+    cut_sets,
+    cuts_of_order,
+    lattice,
+    pairs_of_line,
+    pairs_of_sets,
+    sets_of_orders,
+)
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
 from fxpipe.planner.minimax import minimax
@@ -105,9 +114,9 @@ class _Fastest:
         if pairs is not None and self._affordable(pairs):
             self._over_all_ranges(cuts, pairs)
 
-    def _along(self, order: Ints, copies: Sequence[int]) -> bool:
-        """Searches one order for some numbers of copies; says whether that gave a better plan."""
-        cuts, before = cuts_of_order(self.graph, order), self.best
+    def _along(self, order: Ints, copies: Sequence[int]) -> None:
+        """Searches one order for some numbers of copies."""
+        cuts = cuts_of_order(self.graph, order)
         for n_copies in copies:
             ranges = Ranges(self.topology, self.model, n_copies)
             line = Line(cuts, ranges, self.model, self.limits)
@@ -119,7 +128,6 @@ class _Fastest:
             devices = [ranges.devices(a, b) for a, b in zip(found.starts, found.ends, strict=True)]
             proved = line.refused_seconds if line.is_exact(line.refused_seconds) and self.graph.is_chain else 0.0
             self.best = answer_of(cuts, found.seconds, found.cuts, devices, proved)
-        return self.best is not before
 
     def _improve(self) -> None:
         """Orders that keep the stages of the best plan apart but arrange the inside of each differently: cuts near those
@@ -127,7 +135,10 @@ class _Fastest:
         for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // (self.graph.n * self.topology.n_devices))):
             if self.best is None or self.best.cost <= self.bound * (1 + PRECISION):
                 return
-            if not any([self._along(order, self._copies_of_best()) for order in orders_around(self.graph, self.best)]):
+            before = self.best
+            for order in orders_around(self.graph, before):
+                self._along(order, self._copies_of_best())
+            if self.best is before:
                 return
 
     def _copies_of_best(self) -> Sequence[int]:

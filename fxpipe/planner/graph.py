@@ -1,9 +1,9 @@
 """The graph that the search works on: nodes that must stay together are one atom of it."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 
@@ -99,68 +99,53 @@ def build_graph(profile: Profile, constraints: Constraints) -> Graph:
 
 
 def _atoms(profile: Profile, labels: Mapping[int, int | str]) -> tuple[Ints, tuple[tuple[int, ...], ...]]:
-    atom_of = np.empty(profile.n_nodes, dtype=np.int64)
-    groups: dict[int | str, list[int]] = defaultdict(list)
+    """The atom of each node and the nodes of each atom; a node between two of one label is in their atom."""
+    known = list(dict.fromkeys(labels.values()))
+    between = _labels_around(profile, {node: 1 << known.index(label) for node, label in labels.items()})
+    members: dict[int, list[int]] = {}  # by the first node
+    first_of: dict[int, int] = {}  # by the label, as a bit
+    first = np.empty(profile.n_nodes, dtype=np.int64)
     for node in profile.order.tolist():
-        if node in labels:
-            groups[labels[node]].append(node)
-    if all(len(group) == 1 for group in groups.values()):
-        atom_of[profile.order] = np.arange(profile.n_nodes)
-        return atom_of, tuple((node,) for node in profile.order.tolist())
-    joined = _components(profile, list(groups.values()))
-    for component in joined:
-        found = sorted({str(labels[node]) for node in component if node in labels})
-        if len(found) > 1:
-            raise PartitionError(
-                f"stage hints {found[0]!r} and {found[1]!r} cannot be parted: nodes of each lie between nodes of the "
-                f"other; give these {len(component)} nodes one hint"
-            )
-    for atom, component in enumerate(joined):
-        atom_of[list(component)] = atom
-    return atom_of, tuple(joined)
+        bit = between[node]
+        if bit & (bit - 1):
+            raise _inseparable([label for at, label in enumerate(known) if bit >> at & 1])
+        first[node] = first_of.setdefault(bit, node) if bit else node
+        members.setdefault(int(first[node]), []).append(node)
+    atom_of = np.empty(profile.n_nodes, dtype=np.int64)
+    order = list(members) if len(members) == profile.n_nodes else _sorted(profile, first, members, labels)
+    for atom, of in enumerate(order):
+        atom_of[members[of]] = atom
+    return atom_of, tuple(tuple(members[of]) for of in order)
 
 
-def _components(profile: Profile, groups: list[list[int]]) -> list[tuple[int, ...]]:
-    """The strongly connected components when each group is a cycle, in topological order (Tarjan, without recursion)."""
-    n = profile.n_nodes
-    next_nodes: list[list[int]] = [[] for _ in range(n)]
-    for a, b in profile.edges.tolist():
-        next_nodes[a].append(b)
-    for group in groups:
-        for a, b in zip(group, [*group[1:], group[0]], strict=True):
-            next_nodes[a].append(b)
-    place = {node: position for position, node in enumerate(profile.order.tolist())}
-    index, low = [-1] * n, [0] * n
-    stack: list[int] = []
-    on_stack = [False] * n
-    found: list[tuple[int, ...]] = []
-    count = 0
-    for root in reversed(profile.order.tolist()):  # late nodes first: found in reverse topological order
-        if index[root] >= 0:
-            continue
-        calls = [(root, 0)]
-        while calls:
-            node, at = calls.pop()
-            if at == 0:
-                index[node] = low[node] = count
-                count += 1
-                stack.append(node)
-                on_stack[node] = True
-            elif on_stack[next_nodes[node][at - 1]]:
-                low[node] = min(low[node], low[next_nodes[node][at - 1]])
-            while at < len(next_nodes[node]):
-                other = next_nodes[node][at]
-                at += 1
-                if index[other] < 0:
-                    calls += [(node, at), (other, 0)]
-                    break
-                if on_stack[other]:
-                    low[node] = min(low[node], index[other])
-            else:
-                if low[node] == index[node]:
-                    cut = stack.index(node) if stack[-1] != node else len(stack) - 1
-                    component, stack = stack[cut:], stack[:cut]
-                    for member in component:
-                        on_stack[member] = False
-                    found.append(tuple(sorted(component, key=place.__getitem__)))
-    return found[::-1]
+def _labels_around(profile: Profile, bits: Mapping[int, int]) -> list[int]:
+    """For each node the labels that lie both at or before it and at or after it, as bits."""
+    if not bits:
+        return [0] * profile.n_nodes
+    before, after = ([bits.get(node, 0) for node in range(profile.n_nodes)] for _ in range(2))
+    place = np.argsort(profile.order)
+    for source, target in profile.edges[np.argsort(place[profile.edges[:, 0]], kind="stable")].tolist():
+        before[target] |= before[source]
+    for source, target in profile.edges[np.argsort(-place[profile.edges[:, 1]], kind="stable")].tolist():
+        after[source] |= after[target]
+    return [a & b for a, b in zip(before, after, strict=True)]
+
+
+def _sorted(profile: Profile, first: Ints, members: Mapping[int, object], labels: Mapping[int, int | str]) -> list[int]:
+    """The atoms, by their first nodes, in an order in which they can run."""
+    sorter: TopologicalSorter[int] = TopologicalSorter({atom: [] for atom in members})
+    for source, target in first[profile.edges].tolist():
+        if source != target:
+            sorter.add(target, source)
+    try:
+        return list(sorter.static_order())
+    except CycleError as error:
+        raise _inseparable([labels[atom] for atom in error.args[1][:-1] if atom in labels]) from error
+
+
+def _inseparable(labels: Sequence[int | str]) -> PartitionError:
+    names = sorted(map(str, labels))
+    return PartitionError(
+        f"stage hints {names[0]!r} and {names[1]!r} cannot be parted: each has nodes that must run before nodes of the "
+        "other; give them one hint, or give fewer nodes a hint"
+    )

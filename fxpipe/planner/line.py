@@ -30,7 +30,6 @@ MOST_LIGHT_CUTS = 1 << 18  # entries of the table of the next cut that few enoug
 MOST_LINKS = 1 << 22  # entries of the table of links
 SLACK = 1e-12
 MOST_LAST_TRIES = 8
-HOPELESS = 1e30  # times the bound: what limits the plan is not time
 LAST_PRECISION = 1e-9
 
 
@@ -64,6 +63,10 @@ class Line:
             self.link_table = ranges.link(middle - left, middle, middle, middle + right)
         self.some_links = self._some_links()
         self.refused_seconds = 0.0  # by the last search
+        crossing = float(cuts.crossing.max()) * float(self.some_links[0])
+        self.ceiling_seconds = float(
+            cuts.compute[-1] + cuts.parameters[-1] * self.all_reduce.max(initial=0.0) + 2 * crossing
+        )
 
     def _some_links(self) -> Floats:
         """Seconds for each byte on links that differ, descending from the slowest; shape (n,)."""
@@ -85,8 +88,8 @@ class Line:
         low, step = max(low, 1e-30), 1.01
         time = low * (1 + 1e-9) if high == inf else high
         while (best := self.feasible(time)) is None:
-            if high < inf or time > HOPELESS * low:
-                return None
+            if high < inf or time > self.ceiling_seconds:
+                return None  # what limits the plan is not time
             low, time, step = time, time * step, min(step**2, 16.0)
         while best.seconds > low * (1 + precision):
             middle = (low * best.seconds) ** 0.5
@@ -118,7 +121,7 @@ class Line:
         """Seconds for each byte at a place, by the sizes of the stages before and after, shape (n sizes, n sizes)."""
         if self.period:
             return self.link_table[middle % self.period]  # type: ignore[no-any-return]
-        at = np.int64(middle)
+        at = np.full((1, 1), middle)
         return self.ranges.link(at - self.sizes[:, None], at, at, at + self.sizes[None, :])
 
     def seconds(self, cuts: Ints, starts: Ints, ends: Ints) -> float:
@@ -161,7 +164,9 @@ class _Sweep:
         self.light = line.cuts.crossing <= self.thresholds[0]
         self.first_cut: list[SmallInts] = []
         self.came_from: list[SmallInts] = []
-        self.lightest: list[tuple[int, int]] = []  # of each layer: the earliest cut that every link can carry, its state
+        self.lightest: list[
+            tuple[int, int]
+        ] = []  # of each layer: the earliest cut that every link can carry, its state
 
     def _thresholds(self) -> Floats:
         """Bytes that may cross, ascending: what every link can carry, then what only some can."""
@@ -256,7 +261,7 @@ class _Sweep:
         """The first cut that a stage of each size may begin at, which ends at a place and its cut."""
         line, of = self.line, self.line.cuts
         sizes = line.sizes[index]
-        budget = sizes * line.n_copies * self.time
+        budget: Floats = sizes * (line.n_copies * self.time)
         all_reduce = line.all_reduce[place, index]
         first = np.searchsorted(of.compute, of.compute[ends] - budget - self.slack)
         if line.model.serial_links:
@@ -264,7 +269,9 @@ class _Sweep:
         elif line.has_parameters:
             compute = 0.0 if line.model.overlap_all_reduce else 1.0
             all_of_end = compute * of.compute[ends] + all_reduce * of.parameters[ends] - budget - self.slack
-            first = _bisect(first, ends, lambda at: compute * of.compute[at] + all_reduce * of.parameters[at] >= all_of_end)
+            first = _bisect(
+                first, ends, lambda at: compute * of.compute[at] + all_reduce * of.parameters[at] >= all_of_end
+            )
         first = np.maximum(first, line.label_reach[ends])
         first = np.where(sizes * line.n_copies > 1, np.maximum(first, line.single_reach[ends]), first)
         if line.limits.memory_bytes is not None:
@@ -292,7 +299,7 @@ class _Sweep:
         found = np.argwhere(at == 0)
         if not len(found):
             return None
-        size, threshold = found[0].tolist()
+        size, threshold = map(int, found[0])
         place -= int(sizes[size])
         return (place * self.shape[1] + size) * self.shape[2] + threshold
 

@@ -78,7 +78,7 @@ class _Search:
         self.kept_work: dict[tuple[float, ...], Floats] = {}
 
     def _between(self, sums: Floats | Ints) -> Floats:
-        return sums[self.pairs.after] - sums[self.pairs.before]  # type: ignore[no-any-return]
+        return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
 
     def run(self) -> Found | None:
         """One layer of ``best`` where the number of stages is free, else one for each stage."""
@@ -145,8 +145,8 @@ class _Search:
 
     def _new_work(self, move: int, r: int, held: int) -> Floats:
         all_reduce = self.placement.all_reduce[move] * self.parameters
-        work = np.maximum(self.compute, all_reduce) if self.model.overlap_all_reduce else self.compute + all_reduce
-        work = work / r
+        both = np.maximum(self.compute, all_reduce) if self.model.overlap_all_reduce else self.compute + all_reduce
+        work: Floats = both / r
         if self.model.serial_links:
             crossing = self.cuts.crossing
             work += self.placement.own_link[move] * (crossing[self.pairs.before] + crossing[self.pairs.after])

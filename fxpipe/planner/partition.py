@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fxpipe import units
-from fxpipe.errors import PartitionError
+from fxpipe.errors import OptionError, PartitionError
 from fxpipe.ir.topology import Topology
 from fxpipe.planner.bounds import check_possible, single_device_bound, time_bound
 from fxpipe.planner.constraints import Constraints, check_objective
@@ -87,7 +87,12 @@ def partition(
     topology = read_topology(topology)
     check_objective(objective)
     constraints = Constraints(n_stages, max_load_ratio, max_replicas, stage_hints or {}, tuple(not_replicated))
-    if n_stages is None and (objective != "time" or max_load_ratio is not None):
+    if objective == "time" and max_load_ratio is not None:
+        raise OptionError(
+            f"max_load_ratio is {max_load_ratio}, but objective 'time' has stages of several devices, for which it says "
+            "nothing; leave it out, or ask for 'communication' or 'balance'"
+        )
+    if n_stages is None and objective != "time":
         constraints = replace(constraints, n_stages=topology.n_devices)
     graph = build_graph(profile, constraints)
     check_possible(profile, graph, topology, constraints)
@@ -109,7 +114,7 @@ def _solve(problem: Problem, objective: str) -> Answer | None:
     cap = _max_seconds(problem)
     if objective == "communication":
         return least_communication(problem, cap)
-    if objective == "time" and cap is None:
+    if objective == "time":
         return fastest(problem)
     even = most_even(problem)
     return None if even is None or (cap is not None and even.cost > cap * (1 + SAME)) else even
@@ -119,7 +124,9 @@ def _result(problem: Problem, objective: str, answer: Answer) -> Result:
     stages = answer.stages(problem)
     found = evaluate(problem.profile, problem.topology, stages, problem.model)
     if objective == "time":
-        bound = max(time_bound(problem.graph, problem.topology, problem.model, problem.constraints), answer.proved_bound)
+        bound = max(
+            time_bound(problem.graph, problem.topology, problem.model, problem.constraints), answer.proved_bound
+        )
         bound = min(bound, found.bottleneck_seconds)  # they may differ in the last digit
         proved = found.bottleneck_seconds <= bound * (1 + SAME)
     else:
@@ -137,8 +144,7 @@ def _why_none(problem: Problem, objective: str) -> str:
             f"no plan of {constraints.n_stages} stages was found with the busiest at most {constraints.max_load_ratio} x "
             f"the mean; the most even one has {ratio:.3f} x: raise max_load_ratio to that, or take fewer stages"
         )
-    if memory is not None:
-        least = _least_memory(problem, objective, memory)
+    if memory is not None and (least := _least_memory(problem, objective, memory)) is not None:
         return (
             f"no plan fits into {units.format_bytes(memory)} of memory on each device; "
             f"about {units.format_bytes(least)} are needed, {units.format_bytes(least - memory)} more"
@@ -147,11 +153,14 @@ def _why_none(problem: Problem, objective: str) -> str:
     return f"no plan of {n} stages keeps to the stage hints" if n else "no plan keeps to the stage hints"
 
 
-def _least_memory(problem: Problem, objective: str, memory: int) -> int:
-    """The memory with which a plan is found, to one percent."""
+def _least_memory(problem: Problem, objective: str, memory: int) -> int | None:
+    """The memory with which a plan is found, to one percent; None where no memory helps."""
+    everything = problem.topology.n_devices * float((problem.graph.parameters + problem.graph.activations).sum())
     free = replace(problem, constraints=replace(problem.constraints, max_load_ratio=None))
     low, high = memory, 2 * memory
     while _solve(free.with_memory(high), objective) is None:
+        if high > everything:
+            return None
         low, high = high, 2 * high
     while high > low * 1.01 + 1:
         middle = (low + high) // 2

@@ -157,4 +157,3 @@ def one_device_each(n_stages: int) -> Placement:
         devices=lambda path: [(n_stages - 1 - at,) for at in range(len(path))],
         complete=True,
     )
-

@@ -56,7 +56,7 @@ def stage_of_nodes(profile: Profile, stages: Stages) -> Ints:
 
 
 def check_plan(profile: Profile, topology: Topology, stages: Stages) -> None:
-    """Raises VerifyError where a stage is empty, devices are unknown or used twice, or an edge goes back to an earlier stage."""
+    """Raises VerifyError: a stage is empty, a device is unknown or used twice, or an edge goes back to an earlier stage."""
     used: dict[int, int] = {}
     for s, stage in enumerate(stages):
         if not stage.nodes or not stage.devices:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def answer_of(
     cuts: CutSets | CutsOfOrder, cost: float, at: Sequence[int], devices: Iterable[tuple[int, ...]], bound: float = 0.0
 ) -> Answer:
     """The answer with stages between consecutive cuts."""
-    atoms = tuple(tuple(cuts.atoms(a, b)) for a, b in zip(at, at[1:], strict=False))
+    atoms = tuple(tuple(cuts.atoms(a, b)) for a, b in pairwise(at))
     return Answer(cost, atoms, tuple(devices), bound)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from fxpipe.planner.bounds import single_device_bound
 from fxpipe.planner.cost_model import CostModel
-from fxpipe.planner.cuts import CutsOfOrder, cuts_of_order
+from fxpipe.planner.cuts import Cuts, CutsOfOrder, Pairs, cuts_of_order
 from fxpipe.planner.fastest import MOST_STEPS, all_cuts, orders_around
-from fxpipe.planner.minimax import Limits, least_bytes, minimax
+from fxpipe.planner.minimax import Found, Limits, least_bytes, minimax
 from fxpipe.planner.orders import some_orders
-from fxpipe.planner.placement import one_device_each
+from fxpipe.planner.placement import Placement, one_device_each
 from fxpipe.planner.problem import Answer, Problem, answer_of, better
 from fxpipe.planner.profile import Floats, Ints
 
@@ -24,13 +24,14 @@ MOST_ROUNDS = 8
 MOST_IMPROVED = 1 << 22  # rounds x nodes x stages
 SLACK = 1e-12
 
+OverCuts: TypeAlias = Callable[[Cuts, Pairs, Placement, Limits], Found | None]
 OnOrder: TypeAlias = Callable[[CutsOfOrder, Limits], tuple[float, list[int]] | None]
 
 
 def most_even(problem: Problem) -> Answer | None:
     """The plan whose busiest stage computes least, and among the cuts that were found to allow that, with few bytes moved."""
     limits = _limits(problem)
-    even = _solve(problem, limits, _even_on_order, lambda *a: minimax(*a[:3], CostModel(), a[3]))
+    even = _solve(problem, limits, _even_on_order, _even_over_cuts)
     if even is None:
         return None
     light = least_communication(problem, even.cost)
@@ -47,11 +48,15 @@ def least_communication(problem: Problem, max_seconds: float | None) -> Answer |
     return _solve(problem, limits, _light_on_order, least_bytes)
 
 
+def _even_over_cuts(cuts: Cuts, pairs: Pairs, placement: Placement, limits: Limits) -> Found | None:
+    return minimax(cuts, pairs, placement, CostModel(), limits)
+
+
 def _limits(problem: Problem) -> Limits:
     return replace(problem.limits, n_stages=problem.constraints.n_stages or problem.topology.n_devices)
 
 
-def _solve(problem: Problem, limits: Limits, on_order: OnOrder, exactly: Callable) -> Answer | None:  # type: ignore[type-arg]
+def _solve(problem: Problem, limits: Limits, on_order: OnOrder, exactly: OverCuts) -> Answer | None:
     n_stages, graph = limits.n_stages or 1, problem.graph
     known = all_cuts(problem)
     if known is not None and len(known[1].after) * n_stages <= MOST_STEPS:

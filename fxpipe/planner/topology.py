@@ -51,6 +51,13 @@ def topology_dict(topology: Topology) -> dict[str, Any]:
     return {"levels": levels, "memory_bytes": topology.memory_bytes}
 
 
+def topology_text(topology: Topology) -> str:
+    """``8@450 GB/s x 4@50.0 GB/s``, and the memory where it is limited."""
+    levels = (f"{v.size}@{units.format_bytes_per_second(v.bandwidth_bytes_per_second)}" for v in topology.levels)
+    memory = "" if topology.memory_bytes is None else f", {units.format_bytes(topology.memory_bytes)}"
+    return " x ".join(levels) + memory
+
+
 def check_n_devices(topology: Topology, n_ranks: int) -> None:
     """Raises OptionError where the sizes of the levels do not multiply to the number of ranks."""
     if topology.n_devices != n_ranks:
@@ -70,7 +77,9 @@ def _level(part: str, text: str) -> Level:
 
 def _level_from(k: int, data: Any) -> Level:
     if not isinstance(data, Mapping):
-        raise OptionError(f"topology level {k} is {data!r}; expected an object with size and bandwidth_bytes_per_second")
+        raise OptionError(
+            f"topology level {k} is {data!r}; expected an object with size and bandwidth_bytes_per_second"
+        )
     values = []
     for field, kinds in (("size", int), ("bandwidth_bytes_per_second", int | float)):
         value = data.get(field)

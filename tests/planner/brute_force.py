@@ -99,9 +99,7 @@ def best_time(data: dict[str, Any], topology: dict[str, Any], n_stages: int | No
                     if before:
                         time = max(time, x * link(before, taken, levels))
                     remaining = tuple(f - t for f, t in zip(free, taken, strict=True))
-                    for later, later_time in rest(
-                        done | nodes, remaining, taken, None if left is None else left - 1
-                    ):
+                    for later, later_time in rest(done | nodes, remaining, taken, None if left is None else left - 1):
                         held = -(-(r + later) // r) * (parameters + activations)
                         if held <= memory:
                             value = max(time, later_time)
