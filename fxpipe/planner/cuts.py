@@ -52,7 +52,7 @@ class CutSets(Cuts):
 
     def atoms(self, before: int, after: int) -> list[int]:
         """The atoms between two cuts."""
-        return np.flatnonzero(self.inside[after] & ~self.inside[before]).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(self.inside[after] & ~self.inside[before]).tolist()
 
 
 @dataclass(frozen=True, eq=False)

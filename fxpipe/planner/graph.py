@@ -84,10 +84,14 @@ def build_graph(profile: Profile, constraints: Constraints) -> Graph:
     nodes, readers = keys // n, keys % n
     nodes, readers = nodes[atom_of[nodes] != readers], readers[atom_of[nodes] != readers]
     makers, start = np.unique(nodes, return_index=True)
+
+    def total(values: Floats) -> Floats:
+        return np.bincount(atom_of, values, n).astype(np.float64)
+
     return Graph(
-        compute=np.bincount(atom_of, profile.compute_seconds, n),
-        parameters=np.bincount(atom_of, profile.parameter_bytes, n),
-        activations=np.bincount(atom_of, profile.output_bytes, n),
+        compute=total(profile.compute_seconds),
+        parameters=total(profile.parameter_bytes),
+        activations=total(profile.output_bytes),
         labelled=labelled,
         single=single,
         value_bytes=profile.output_bytes[makers],

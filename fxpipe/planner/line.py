@@ -261,7 +261,7 @@ class _Sweep:
         """The first cut that a stage of each size may begin at, which ends at a place and its cut."""
         line, of = self.line, self.line.cuts
         sizes = line.sizes[index]
-        budget: Floats = sizes * (line.n_copies * self.time)
+        budget = np.float64(line.n_copies * self.time) * sizes.astype(np.float64)
         all_reduce = line.all_reduce[place, index]
         first = np.searchsorted(of.compute, of.compute[ends] - budget - self.slack)
         if line.model.serial_links:

@@ -132,7 +132,7 @@ def _result(problem: Problem, objective: str, answer: Answer) -> Result:
     else:
         bound = single_device_bound(problem.graph, len(stages))
         proved = answer.proved_bound != 0
-    return Result(objective, problem.profile, problem.topology, stages, found, bound, proved)
+    return Result(objective, problem.profile, problem.topology, stages, found, float(bound), bool(proved))
 
 
 def _why_none(problem: Problem, objective: str) -> str:

@@ -49,7 +49,7 @@ class Placement:
 def n_moves_of_sets(topology: Topology) -> int:
     """How many moves ``all_sets`` would have."""
     inner = topology.levels[0].size
-    return ((inner + 1) * (inner + 2) // 2) ** (topology.n_devices // inner)
+    return int(((inner + 1) * (inner + 2) // 2) ** (topology.n_devices // inner))
 
 
 def all_sets(topology: Topology, model: CostModel) -> Placement:
@@ -72,10 +72,11 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     own = np.array([0.0, *(_own_link(topology, s) for s in shapes[1:])])
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
-        used, found = np.zeros(n_groups, dtype=np.int64), []
-        for move in path:
+        used, found, last = np.zeros(n_groups, dtype=np.int64), [], topology.n_devices - 1
+        for move in path:  # the last stage gets the last devices
             row = counts[shape[move]]
-            found.append(tuple(g * inner + int(used[g]) + i for g, c in enumerate(row.tolist()) for i in range(c)))
+            taken = [last - g * inner - int(used[g]) - i for g, c in enumerate(row.tolist()) for i in range(c)]
+            found.append(tuple(sorted(taken)))
             used += row
         return found
 

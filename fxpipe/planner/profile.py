@@ -90,20 +90,18 @@ def _index(nodes: Sequence[Any]) -> dict[NodeId, int]:
 
 
 def _column(nodes: Sequence[Mapping[str, Any]], field: str) -> Floats:
-    try:
-        values = np.array([node[field] for node in nodes])
-    except (KeyError, ValueError):
-        values = np.array([None])
-    if values.dtype.kind not in "iuf" or values.ndim != 1 or not (np.isfinite(values) & (values >= 0)).all():
+    found = [node.get(field) for node in nodes]
+    values = np.array(found, dtype=np.float64) if {type(value) for value in found} <= {int, float} else np.array([-1.0])
+    if not (np.isfinite(values) & (values >= 0)).all():
         for node in nodes:
             _check_number(node, field)
-    return _frozen(values.astype(np.float64))
+    column: Floats = _frozen(np.array(found, dtype=np.float64))
+    return column
 
 
 def _check_number(node: Mapping[str, Any], field: str) -> None:
     value = node.get(field)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if field not in node or not number or not isfinite(value) or value < 0:  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value < 0:
         found = f"is {value!r}" if field in node else "is missing"
         raise OptionError(f"node {node['id']!r}: {field} {found}; expected a finite number, at least 0")
 

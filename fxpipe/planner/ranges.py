@@ -52,7 +52,7 @@ class Ranges:
     def link(self, start: Ints, end: Ints, next_start: Ints, next_end: Ints) -> Floats:
         """Seconds for each byte between a stage on ``[start, end)`` and the next on ``[next_start, next_end)``."""
         left, right = end - start, next_end - next_start
-        found = 2 / np.minimum(left, right) / self.n_copies / self.topology.levels[0].bandwidth_bytes_per_second
+        found: Floats = 2 / np.minimum(left, right) / self.n_copies / self.topology.levels[0].bandwidth_bytes_per_second
         for unit, level in self._levels()[1:]:
             if unit >= self.block:
                 continue  # each unit holds as much of both
@@ -66,7 +66,7 @@ class Ranges:
 
     def own_link(self, size: Ints) -> Floats:
         """Seconds for each byte, were nothing shared with the stage on the other side."""
-        found = np.zeros(np.shape(size))
+        found: Floats = np.zeros(np.shape(size))
         for unit, level in self._levels():
             if unit < self.block:
                 share = np.minimum(size, unit) / size / self.n_copies
