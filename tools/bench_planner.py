@@ -1,6 +1,6 @@
 """How good and how quick the planner is: random graphs against brute force, and growth to 100,000 nodes and 1,024 devices.
 
-    python tools/bench_planner.py [--seeds 1000] [--seconds 540] [--workers 2] [--part optimality growth] [--json] [--check]
+    python tools/bench_planner.py [--seeds 1000] [--first 0] [--seconds 540] [--workers 2] [--part growth] [--json] [--check]
 
 "optimality": for each seed one graph of every family (chain, branchy, series-parallel, dense) of up to 12 nodes, planned on 4
 flat devices and on 2 machines of 2, for each objective, and set against the best of every plan there is
@@ -108,15 +108,15 @@ def ratio(data: dict[str, Any], topology: dict[str, Any], options: dict[str, Any
     return cost / best if best else 1.0 + cost
 
 
-def optimality(seeds: int, seconds: float, workers: int) -> tuple[list[list[object]], list[Figure]]:
+def optimality(first: int, seeds: int, seconds: float, workers: int) -> tuple[list[list[object]], list[Figure]]:
     """A row for each kind of problem, and the figures of the issue."""
     by_name: dict[str, list[float]] = defaultdict(list)
     start, done = time.monotonic(), 0
     with ProcessPoolExecutor(workers) as pool:
-        for at in range(0, seeds, 8 * workers):
+        for at in range(first, first + seeds, 8 * workers):
             if time.monotonic() - start > seconds:
                 break
-            for found in pool.map(ratios, range(at, min(seeds, at + 8 * workers))):
+            for found in pool.map(ratios, range(at, min(first + seeds, at + 8 * workers))):
                 done += 1
                 for name, value in found:
                     by_name[name].append(value)
@@ -182,6 +182,7 @@ def main() -> int:
     """Measure, print, and say whether the figures hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed, to do them in slices")
     parser.add_argument("--seconds", type=float, default=540, help="after which no further seeds are begun")
     parser.add_argument("--workers", type=int, default=2, help="processes for the brute force")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each size")
@@ -191,7 +192,7 @@ def main() -> int:
     arguments = parser.parse_args()
     figures: list[Figure] = []
     if "optimality" in arguments.part:
-        rows, found = optimality(arguments.seeds, arguments.seconds, arguments.workers)
+        rows, found = optimality(arguments.first, arguments.seeds, arguments.seconds, arguments.workers)
         figures += found
         if not arguments.json:
             print(table(rows, ["problem", "graphs", "% optimal", "% within 1 %", "worst ratio", "invalid"]), "\n")
