@@ -32,7 +32,7 @@ MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
 GAIN = 2e-3  # what another order must promise before it is searched on a large problem
-MOST_SMALL = 1 << 18  # nodes x devices
+MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
 
 
 def fastest(problem: Problem) -> Answer | None:
@@ -62,7 +62,8 @@ class _Fastest:
         self.layers = self.limits.n_stages or 1
         self.copies = numbers_of_copies(problem.topology)
         self.best: Answer | None = None
-        self.large = problem.graph.n * problem.topology.n_devices > MOST_SMALL
+        self.size = problem.graph.n * problem.topology.n_devices * self.layers
+        self.large = self.size > MOST_SMALL
         self.precision = 1e-3 if self.large else PRECISION
 
     def run(self) -> Answer | None:
@@ -132,7 +133,7 @@ class _Fastest:
     def _improve(self) -> None:
         """Orders that keep the stages of the best plan apart but arrange the inside of each differently: cuts near those
         of the plan become possible, until none helps."""
-        for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // (self.graph.n * self.topology.n_devices))):
+        for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // self.size)):
             if self.best is None or self.best.cost <= self.bound * (1 + PRECISION):
                 return
             before = self.best
