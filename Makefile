@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup format golden bench kernel-report bench-formats clean
+.PHONY: help demo test check setup format golden bench kernel-report bench-formats bench-planner clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail w
 
 bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures
 	$(BIN)/python tools/bench_formats.py --check
+
+bench-planner: $(READY)  ## measure how good and how quick the planner is (about ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_planner.py --check
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

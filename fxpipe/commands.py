@@ -13,11 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from fxpipe import format_page, printing, units
 from fxpipe.api import compile, trace_microbatch
+from fxpipe.cut_rules import cut_rules
 from fxpipe.demo import run_demo
 from fxpipe.errors import FormatError, OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
+from fxpipe.layer_profile import layer_profile
 from fxpipe.model_source import Source, load_model
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
@@ -41,11 +43,34 @@ def show(arguments: Namespace) -> None:
 
 
 def plan(arguments: Namespace) -> None:
-    """Stages, schedule and save points; ``--save`` writes the plan as well."""
+    """Stages, schedule and save points; ``--save`` writes the plan as well. With a topology: stages on its devices."""
+    if arguments.topology is not None or arguments.sweep or arguments.explain is not None:
+        _show_placed(arguments)
+        return
     made = _compiled(arguments)
     if arguments.save is not None:
         made.save(arguments.save)
     _print(arguments, made.to_dict(), lambda: str(made))
+
+
+def _show_placed(arguments: Namespace) -> None:
+    """The planner's answer for one microbatch of the model, replicas allowed: what a cluster would do, not run here."""
+    from fxpipe.planner import command, partition, topology as topologies
+
+    if arguments.save is not None:
+        raise OptionError("a plan with --topology, --sweep or --explain is not one to run; leave --save out")
+    asked = {**vars(arguments), "objective": "time"}
+    source, options = load_model(arguments.model), _options(Namespace(**asked))
+    topology = command.topology_of(arguments.topology or f"{options.n_ranks}@{options.bandwidth}", options.memory)
+    if "n_ranks" in arguments:
+        topologies.check_n_devices(topology, options.n_ranks)
+    pipeline = default_pipeline(options, _costs(arguments, options, source), _observers(arguments))
+    program, _ = trace_microbatch(*source, options.n_microbatches)
+    program = _until(pipeline, CostTable).run(program)
+    rate = min(level.bandwidth_bytes_per_second for level in topology.levels)
+    profile = layer_profile(cut_rules(program, program.fact(CostTable), rate))
+    objective = getattr(arguments, "objective", options.objective)
+    command.show(arguments, partition.partition(profile, topology, objective))
 
 
 def diff(arguments: Namespace) -> None:

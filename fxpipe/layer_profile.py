@@ -1,0 +1,58 @@
+"""A program with its costs as the plain profile that ``fxpipe.partition`` plans with.
+
+Nodes that no cut may part (``cut_rules``) are one layer. What an earlier layer computes cheaply from inputs alone is
+computed again where it is read, as ``partition-stages`` has it, and makes no edge.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch.fx as fx
+import torch.nn as nn
+
+from fxpipe.chain import TICKS_PER_SECOND
+from fxpipe.cut_rules import CutRules
+from fxpipe.printing import module_path
+from fxpipe.storages import attribute_of
+
+
+def layer_profile(rules: CutRules) -> dict[str, Any]:
+    """``{"nodes": [{"id", "name", "forward_seconds", ...}], "edges": [[source, target]]}`` for one microbatch on one device.
+
+    A layer's id is the name of its last node, ``name`` where it stands in the model. A parameter is counted in the first
+    layer that reads it.
+    """
+    spans = list(pairwise((0, *rules.chain().legal, len(rules.nodes))))
+    layer_of = {node: i for i, (a, b) in enumerate(spans) for node in rules.nodes[a:b]}
+    seen: set[int] = set()
+    nodes = [_layer(rules, rules.nodes[a:b], seen) for a, b in spans]
+    edges = {
+        (layer_of[source], layer)
+        for node, layer in layer_of.items()
+        for source in node.all_input_nodes
+        if source in layer_of and source not in rules.closures and layer_of[source] < layer
+    }
+    return {"nodes": nodes, "edges": [[nodes[a]["id"], nodes[b]["id"]] for a, b in sorted(edges)]}
+
+
+def _layer(rules: CutRules, nodes: tuple[fx.Node, ...], seen: set[int]) -> dict[str, Any]:
+    work = [rules.work[rules.position[n]] for n in nodes]
+    inside = set(nodes)
+    sent = [n for n in nodes if n not in rules.closures and not inside.issuperset(n.users)]
+    return {
+        "id": nodes[-1].name,
+        "name": module_path(nodes[-1]) or nodes[-1].name,
+        "forward_seconds": sum(w.forward_ticks for w in work) / TICKS_PER_SECOND,
+        "backward_seconds": sum(w.backward_ticks for w in work) / TICKS_PER_SECOND,
+        "output_bytes": sum(rules.work[rules.position[n]].output_bytes for n in sent),
+        "parameter_bytes": sum(p.nbytes for p in _new_parameters(rules, nodes, seen)),
+    }
+
+
+def _new_parameters(rules: CutRules, nodes: tuple[fx.Node, ...], seen: set[int]) -> Iterator[nn.Parameter]:
+    for source in (s for node in nodes for s in node.all_input_nodes if s.op == "get_attr"):
+        tensor = attribute_of(rules.program.graph_module, source)
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield tensor
