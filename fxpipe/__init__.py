@@ -4,7 +4,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fxpipe.api import compile as compile, load as load
+    from fxpipe.api import compile as compile, load as load, stage_hint as stage_hint
     from fxpipe.errors import FxpipeError as FxpipeError
     from fxpipe.ir.program import Program as Program
     from fxpipe.pass_base import Pass as Pass
@@ -19,7 +19,7 @@ if util.find_spec("fxpipe.passes") is None:
     raise ImportError(f"{__file__} is a bare checkout, without fxpipe.passes: `pip install -e` it, or start elsewhere")
 __version__ = "0.1.0"
 _NAMES_OF_MODULE = {
-    "fxpipe.api": ("compile", "load"),
+    "fxpipe.api": ("compile", "load", "stage_hint"),
     "fxpipe.errors": ("FxpipeError",),
     "fxpipe.ir.program": ("Program",),
     "fxpipe.pass_base": ("Pass",),

@@ -19,13 +19,14 @@ from fxpipe.errors import FormatError, OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
-from fxpipe.layer_profile import layer_profile
+from fxpipe.layer_profile import layer_hints, layer_profile
 from fxpipe.model_source import Source, load_model
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
+from fxpipe.stage_hints import marked
 from fxpipe.trace import trace
 from fxpipe.triton_kernels.format import BFPFormat
 
@@ -68,9 +69,11 @@ def _show_placed(arguments: Namespace) -> None:
     program, _ = trace_microbatch(*source, options.n_microbatches)
     program = _until(pipeline, CostTable).run(program)
     rate = min(level.bandwidth_bytes_per_second for level in topology.levels)
-    profile = layer_profile(cut_rules(program, program.fact(CostTable), rate))
+    rules = cut_rules(program, program.fact(CostTable), rate, {**marked(source.model), **options.stage_hints})
+    profile = layer_profile(rules)
     objective = getattr(arguments, "objective", options.objective)
-    command.show(arguments, partition.partition(profile, topology, objective))
+    hints = layer_hints(rules, profile)
+    command.show(arguments, partition.partition(profile, topology, objective, stage_hints=hints))
 
 
 def diff(arguments: Namespace) -> None:

@@ -4,7 +4,8 @@ Nodes that no cut may part (``cut_rules``) are one layer. What an earlier layer 
 computed again where it is read, as ``partition-stages`` has it, and makes no edge.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.fx as fx
 import torch.nn as nn
 
 from fxpipe.chain import TICKS_PER_SECOND
-from fxpipe.cut_rules import CutRules
+from fxpipe.cut_rules import CutRules, Span
 from fxpipe.printing import module_path
 from fxpipe.storages import attribute_of
 
@@ -20,20 +21,28 @@ from fxpipe.storages import attribute_of
 def layer_profile(rules: CutRules) -> dict[str, Any]:
     """``{"nodes": [{"id", "name", "forward_seconds", ...}], "edges": [[source, target]]}`` for one microbatch on one device.
 
-    A layer's id is the name of its last node, ``name`` where it stands in the model. A parameter is counted in the first
-    layer that reads it.
+    A layer's id is the name of its last node, ``name`` where it stands in the model. ``output_bytes`` are those of every value
+    that another layer reads or the program returns; ``parameter_bytes`` those of the parameters that no layer before reads.
+    Nodes that no other layer has to do with (BatchNorm's counter, what is recomputed) belong to the layer after them.
     """
-    spans = list(pairwise((0, *rules.chain().legal, len(rules.nodes))))
-    layer_of = {node: i for i, (a, b) in enumerate(spans) for node in rules.nodes[a:b]}
+    legal = (0, *rules.chain().legal, len(rules.nodes))
+    tied = {layer for edge in _edges(rules, legal) for layer in edge}
+    bounds = (0, *(legal[i] for i in range(1, len(legal) - 1) if i - 1 in tied), len(rules.nodes))
     seen: set[int] = set()
-    nodes = [_layer(rules, rules.nodes[a:b], seen) for a, b in spans]
-    edges = {
-        (layer_of[source], layer)
-        for node, layer in layer_of.items()
+    nodes = [_layer(rules, rules.nodes[a:b], seen) for a, b in pairwise(bounds)]
+    return {"nodes": nodes, "edges": [[nodes[a]["id"], nodes[b]["id"]] for a, b in _edges(rules, bounds)]}
+
+
+def _edges(rules: CutRules, bounds: tuple[int, ...]) -> list[Span]:
+    """The pairs of layers of which the second reads what the first computes; layers lie between ``bounds``."""
+    layer_of = [layer for layer, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
+    pairs = (
+        (layer_of[rules.position[source]], layer_of[reader])
+        for node, reader in rules.position.items()
         for source in node.all_input_nodes
-        if source in layer_of and source not in rules.closures and layer_of[source] < layer
-    }
-    return {"nodes": nodes, "edges": [[nodes[a]["id"], nodes[b]["id"]] for a, b in sorted(edges)]}
+        if source in rules.position and source not in rules.closures
+    )
+    return sorted({(source, reader) for source, reader in pairs if source < reader})
 
 
 def _layer(rules: CutRules, nodes: tuple[fx.Node, ...], seen: set[int]) -> dict[str, Any]:
@@ -56,3 +65,10 @@ def _new_parameters(rules: CutRules, nodes: tuple[fx.Node, ...], seen: set[int])
         if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
+
+
+def layer_hints(rules: CutRules, profile: Mapping[str, Any]) -> dict[int | str, int | str]:
+    """The stage hint of every layer of the profile that has one, by id."""
+    position = {node.name: place for node, place in rules.position.items()}
+    ends = [position[layer["id"]] for layer in profile["nodes"]]
+    return {profile["nodes"][bisect_left(ends, first)]["id"]: hint for hint, (first, _) in rules.hints.items()}

@@ -1,7 +1,7 @@
 """Options, and the whole default pipeline on one screen. The only file that names the passes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fxpipe.errors import OptionError, unknown
@@ -50,6 +50,8 @@ class Options:
     min_bytes: smaller values are kept. partitioner: what forward saves, ``min-cut`` or ``default``.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
+    stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks
+    of ``fxpipe.stage_hint`` in the model are added.
     stage_compiler: ``none`` runs the graphs as they are, bitwise like eager; ``inductor`` compiles them.
     loss_reduction: how the model's loss combines its batch, ``mean`` or ``sum``, so that microbatches add up to the same.
     timeout_seconds: how long a rank waits for another.
@@ -65,6 +67,7 @@ class Options:
     device: str = "cpu"
     bandwidth: str = "10GB/s"
     memory: str | None = None
+    stage_hints: Mapping[str, str] = field(default_factory=dict)
     stage_compiler: str = "none"
     loss_reduction: str = "mean"
     timeout_seconds: float = 300.0
@@ -106,6 +109,7 @@ def default_pipeline(
                 bandwidth_bytes_per_second=parse_bytes_per_second(options.bandwidth),
                 memory_bytes=None if options.memory is None else parse_bytes(options.memory),
                 n_microbatches=options.n_microbatches,
+                stage_hints=";".join(f"{name}={hint}" for name, hint in options.stage_hints.items()),
             ),
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),

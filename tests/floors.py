@@ -74,6 +74,7 @@ FLOORS = {
         "fxpipe/planner/ranges.py",
         "fxpipe/probe.py",
         "fxpipe/simulate.py",
+        "fxpipe/stage_hints.py",
         "fxpipe/verify_schedule.py",
         "passes/schedule_orders.py",
         "triton_kernels/format.py",
