@@ -85,6 +85,7 @@ FLOORS = {
         "fxpipe/planner/problem.py",
     ],
     7: [
+        "fxpipe/layer_profile.py",
         "fxpipe/planner/fastest.py",
         "passes/__init__.py",
         "passes/canonicalize.py",
