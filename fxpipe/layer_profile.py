@@ -25,13 +25,8 @@ def layer_profile(rules: CutRules) -> dict[str, Any]:
     Nodes that no other layer has to do with (BatchNorm's counter, what is recomputed) belong to the layer after them.
     """
     legal = (0, *rules.chain().legal, len(rules.nodes))
-    edges = _edges(rules, legal)
-    tied = {layer for edge in edges for layer in edge}
-    layers = list(pairwise(legal))
-    starts = [a for i, (a, _) in enumerate(layers) if i and i - 1 in tied]
-    if starts and len(layers) - 1 not in tied:
-        starts.remove(layers[-1][0])  # nothing is after the last layer
-    bounds = (0, *starts, len(rules.nodes))
+    tied = {layer for edge in _edges(rules, legal) for layer in edge}
+    bounds = (0, *(legal[i] for i in range(1, len(legal) - 1) if i - 1 in tied), len(rules.nodes))
     seen: set[int] = set()
     nodes = [_layer(rules, rules.nodes[a:b], seen) for a, b in pairwise(bounds)]
     return {"nodes": nodes, "edges": [[nodes[a]["id"], nodes[b]["id"]] for a, b in _edges(rules, bounds)]}
