@@ -26,40 +26,15 @@ Ties, which the published program breaks by the order of a Python set of objects
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import numpy as np
+from pipedream_states import States, TooLargeError
 
 from fxpipe.ir.topology import Topology
 from fxpipe.planner.profile import Floats, Ints, Profile
-
-
-class TooLargeError(Exception):
-    """It cannot plan this graph within the limits; says why."""
-
-
-@dataclass(frozen=True)
-class States:
-    """Sets of nodes (bits), sorted so that each comes after those that it contains; sums and X of each, shape (n,);
-    ``before[j]``: the states that come before state j on some way to it, ascending."""
-
-    members: tuple[int, ...]
-    compute: Floats
-    parameters: Floats
-    sent: Floats
-    before: tuple[Ints, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.members)
-
-    def between(self, sums: Floats) -> Floats:
-        """``[i, j]``: the sum of state j less that of state i - 1; infinite where j comes before i. Shape (n, n)."""
-        found = sums[None, :] - np.concatenate([[0.0], sums[:-1]])[:, None]
-        return np.where(np.triu(np.ones_like(found)) > 0, found, inf)
 
 
 @dataclass(frozen=True)
@@ -71,103 +46,12 @@ class Plan:
     cpu_seconds: float
 
 
-def states_of(profile: Profile, most: int) -> States:
-    """Every state of a profile. Raises TooLargeError where there are more than ``most``."""
-    graph = _Graph(profile)
-    first = graph.closure[graph.source]
-    after: dict[int, list[int]] = {}
-    queue = [first]
-    for state in queue:
-        if state in after:
-            continue
-        after[state] = list(dict.fromkeys(state | graph.closure[v] for v in graph.next_nodes(state)))
-        queue.extend(s for s in after[state] if s not in after)
-        if len(after) > most:
-            raise TooLargeError(f"more than {most} states")
-    members = _sorted(first, after)
-    place = {state: i for i, state in enumerate(members)}
-    before = [0] * len(members)
-    for i, state in enumerate(members):
-        for s in after[state]:
-            before[place[s]] |= before[i] | 1 << i
-    return States(
-        members=tuple(members),
-        compute=np.array([graph.total(profile.compute_seconds, state) for state in members]),
-        parameters=np.array([graph.total(profile.parameter_bytes, state) for state in members]),
-        sent=np.array([graph.total(profile.output_bytes, graph.counted(state)) for state in members]),
-        before=tuple(np.array(list(_bits(b)), dtype=np.int64) for b in before),
-    )
-
-
-class _Graph:
-    """Successors, and each node with all that it depends on, as bits."""
-
-    def __init__(self, profile: Profile) -> None:
-        n = profile.n_nodes
-        self.successors: list[list[int]] = [[] for _ in range(n)]
-        for a, b in profile.edges.tolist():
-            self.successors[a].append(b)
-        self.readers = [sum(1 << b for b in set(s)) for s in self.successors]
-        self.closure = [1 << v for v in range(n)]
-        for v in profile.order.tolist():
-            for reader in self.successors[v]:
-                self.closure[reader] |= self.closure[v]
-        read = set(profile.edges[:, 1].tolist())
-        self.source = next(v for v in profile.order.tolist() if v not in read)
-        self.extra = [self._extra(v) for v in range(n)]
-
-    def _extra(self, v: int) -> int:
-        """The ancestors of a node that some node which is no ancestor of it reads as well."""
-        return sum(1 << p for p in _bits(self.closure[v] & ~(1 << v)) if self.readers[p] & ~self.closure[v])
-
-    def counted(self, state: int) -> int:
-        """The nodes whose outputs X adds up: the newest, and what else ``_extra`` finds."""
-        newest = [v for v in _bits(state) if not self.readers[v] & state]
-        return sum(1 << v for v in newest) | _union(self.extra[v] for v in newest)
-
-    def next_nodes(self, state: int) -> Iterator[int]:
-        for v in _bits(self.counted(state)):
-            yield from (reader for reader in self.successors[v] if not state >> reader & 1)
-
-    def total(self, values: Floats, state: int) -> float:
-        return float(values[list(_bits(state))].sum())
-
-
-def _union(sets: Iterator[int]) -> int:
-    found = 0
-    for bits in sets:
-        found |= bits
-    return found
-
-
-def _bits(number: int) -> Iterator[int]:
-    while number:
-        low = number & -number
-        yield low.bit_length() - 1
-        number ^= low
-
-
-def _sorted(first: int, after: dict[int, list[int]]) -> list[int]:
-    """Depth first, each state before all that come after it."""
-    done, left = {first}, [(first, iter(after[first]))]
-    found: list[int] = []
-    while left:
-        state, rest = left[-1]
-        new = next((s for s in rest if s not in done), None)
-        if new is None:
-            found.append(left.pop()[0])
-        else:
-            done.add(new)
-            left.append((new, iter(after[new])))
-    return found[::-1]
-
-
 class _Level:
     """One level of the hierarchy: ``times[m]`` [i, j], the best time of states i..j on m + 1 units."""
 
     def __init__(self, states: States, below: Floats, size: int, bandwidth: float, size_below: int) -> None:
         self.states, self.below, self.size, self.bandwidth = states, below, size, bandwidth
-        self.parameters = states.between(states.parameters)
+        self.parameters = np.where(np.isfinite(below), states.between(states.parameters), 0.0)
         self.times = [(below + self._all_reduce(self.parameters, m) / size_below) / m for m in range(1, size + 1)]
         self.alone = [times.copy() for times in self.times]
         out = 2 * states.sent / bandwidth
@@ -270,40 +154,3 @@ def _with_nodes(profile: Profile, states: States, stages: list[tuple[int, int, l
                 {"nodes": [profile.ids[v] for v in profile.order.tolist() if new >> v & 1], "devices": devices}
             )
     return found
-
-
-def plan_in_loops(states: States, topology: Topology, most_seconds: float) -> tuple[float, float, bool]:
-    """The same search as the published program has it, in plain loops over lists: its prediction, CPU seconds, whether it
-    came to an end within ``most_seconds``. Only for the time that it takes, and as a check of ``plan``."""
-    begin, n = time.process_time(), states.n
-    sent, before = states.sent.tolist(), [b.tolist() for b in states.before]
-    below: Any = states.between(states.compute).tolist()
-    parameters = states.between(states.parameters).tolist()
-    size_below = 1
-    for at, level in enumerate(topology.levels):
-        bandwidth, size = level.bandwidth_bytes_per_second, level.size
-        times = [
-            [[(below[i][j] + 4 * m * parameters[i][j] / (bandwidth * (m + 1)) / size_below) / (m + 1) for m in range(size)]
-             for j in range(n)]
-            for i in range(n)
-        ]  # fmt: skip
-        for i in range(1 if at == len(topology.levels) - 1 else n):
-            for m in range(1, size):
-                if time.process_time() - begin > most_seconds:
-                    return inf, time.process_time() - begin, False
-                for j in range(i + 1, n):
-                    best = times[i][j][m]
-                    for k in before[j]:
-                        if i > 0 and k in before[i - 1]:
-                            continue
-                        for own in range(1, m + 1):
-                            link_in = 2.0 * sent[k] / (bandwidth * own)
-                            link_out = 2.0 * sent[j] / (bandwidth * own) if j < n - 1 else 0.0
-                            stage = below[k + 1][j]
-                            stage += 4 * (own - 1) * parameters[k + 1][j] / (bandwidth * own)
-                            stage /= own
-                            best = min(best, max(times[i][k][m - own], stage, link_in, link_out))
-                    times[i][j][m] = best
-        below = [[times[i][j][-1] for j in range(n)] for i in range(n)]
-        size_below = size
-    return below[0][n - 1], time.process_time() - begin, True
