@@ -34,8 +34,8 @@ golden: $(READY)  ## write the golden files of the tests anew
 bench: $(READY)  ## measure speed, memory and exactness against their figures
 	for bench in compile cpu exactness pipeline saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
-bench-planner: $(READY)  ## measure how good and how quick the planner is (about ten minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_planner.py --check
+bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
+	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from pipedream_states import States, TooLargeError
 
-from fxpipe.ir.topology import Topology
+from fxpipe.ir.topology import Level, Topology
 from fxpipe.planner.profile import Floats, Ints, Profile
 
 
@@ -47,14 +47,18 @@ class Plan:
 
 
 class _Level:
-    """One level of the hierarchy: ``times[m]`` [i, j], the best time of states i..j on m + 1 units."""
+    """One level of the hierarchy: ``times[m - 1]`` [i, j], the best time of states i..j on m units; outermost, only i = 0."""
 
-    def __init__(self, states: States, below: Floats, size: int, bandwidth: float, size_below: int) -> None:
-        self.states, self.below, self.size, self.bandwidth = states, below, size, bandwidth
+    def __init__(self, states: States, below: Floats, level: Level, size_below: int, outermost: bool) -> None:
+        self.states, self.below, self.size = states, below, level.size
+        self.bandwidth = level.bandwidth_bytes_per_second
         self.parameters = np.where(np.isfinite(below), states.between(states.parameters), 0.0)
-        self.times = [(below + self._all_reduce(self.parameters, m) / size_below) / m for m in range(1, size + 1)]
+        rows = slice(0, 1 if outermost else states.n)
+        self.times = [
+            (below[rows] + self._all_reduce(self.parameters[rows], m) / size_below) / m for m in range(1, self.size + 1)
+        ]
         self.alone = [times.copy() for times in self.times]
-        out = 2 * states.sent / bandwidth
+        out = 2 * states.sent / self.bandwidth
         self.link = np.maximum(out[:, None], np.where(np.arange(states.n) < states.n - 1, out, 0.0))
 
     def _all_reduce(self, parameters: Any, m: int) -> Any:
@@ -65,18 +69,17 @@ class _Level:
         work = (self.below[k + 1, j] + self._all_reduce(self.parameters[k + 1, j], m)) / m
         return np.maximum(work, self.link[k, j] / m)
 
-    def solve(self, only_first: bool, check: Callable[[], None]) -> None:
-        """Fills ``times``; at the outermost level only for i = 0."""
+    def solve(self, check: Callable[[], None]) -> None:
+        """Fills ``times``."""
         for m in range(2, self.size + 1):
             for j in range(1, self.states.n):
                 check()
-                before, rows = self.states.before[j], slice(0, 1 if only_first else j)
-                best = self.times[m - 1][rows, j]
+                before, best = self.states.before[j], self.times[m - 1][:j, j]
                 for own in range(1, m):
                     stage = self.last_stage(before, j, own)
-                    found = np.maximum(self.times[m - own - 1][rows][:, before], stage).min(axis=1)
+                    found = np.maximum(self.times[m - own - 1][:j, before], stage).min(axis=1)
                     best = np.minimum(best, found)
-                self.times[m - 1][rows, j] = best
+                self.times[m - 1][:j, j] = best
 
     def stages(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """The stages of states start..end on all units: first and last state, and units."""
@@ -114,8 +117,8 @@ def plan(profile: Profile, topology: Topology, states: States, most_steps: float
     levels: list[_Level] = []
     below, size_below = states.between(states.compute), 1
     for at, level in enumerate(topology.levels):
-        levels.append(_Level(states, below, level.size, level.bandwidth_bytes_per_second, size_below))
-        levels[-1].solve(at == len(topology.levels) - 1, check)
+        levels.append(_Level(states, below, level, size_below, at == len(topology.levels) - 1))
+        levels[-1].solve(check)
         below, size_below = levels[-1].times[-1], level.size
     stages = _expand(levels, 0, states.n - 1, [range(topology.n_devices)])
     return Plan(_with_nodes(profile, states, stages), float(below[0, -1]), time.process_time() - start)
