@@ -40,8 +40,8 @@ kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail w
 bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures
 	$(BIN)/python tools/bench_formats.py --check
 
-bench-planner: $(READY)  ## measure how good and how quick the planner is (about ten minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_planner.py --check
+bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
+	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
