@@ -24,10 +24,10 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tuple[Tensor, ...]:
     """As ``reference.compress``."""
+    if native.ready():
+        return native.compress(x_flat.detach(), fmt, seed)
     if not fmt.is_basic:
         return _compress_in_parts(x_flat, fmt, seed)
-    if native.ready():
-        return native.compress(x_flat, fmt)
     exponent_min = fmt.exponent_min(dtype_name(x_flat.dtype, fmt))
     x_flat = x_flat.detach()
     numel = x_flat.numel()
@@ -51,10 +51,10 @@ def decompress(
     planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     """As ``reference.decompress``."""
+    if native.ready():
+        return native.decompress(planes, fmt, numel, dtype, seed)
     if not fmt.is_basic:
         return _decompress_in_parts(planes, fmt, numel, dtype, seed)
-    if native.ready():
-        return native.decompress(planes, fmt, numel, dtype)
     dtype_name(dtype, fmt)
     out = planes[0].new_empty(numel, dtype=dtype)
     scratch = out.new_empty(min(CHUNK, fmt.n_blocks(numel) * fmt.block), dtype=torch.float32)

@@ -1,0 +1,212 @@
+/* Values <-> codes under given scales. `factors` are those of bfp_scales.h, one for each `run` of values. */
+
+/* How `format` has its codes in bytes. */
+INLINE int mode_of(const Format *format) {
+    if (format->is_unsigned || format->coding == CODEBOOK) return AS_STORED;
+    return format->twos ? COMPLEMENT : SIGN_MAGNITUDE;
+}
+
+/* What `reciprocal_factors` takes. One bit of magnitude doubles all: 1/step may be no normal float. */
+INLINE float units_of(const Format *format) {
+    const int doubles = format->coding == EVEN && format->magnitude_bits == 1;
+    return power_of_two(format->grid_bits - 1 + doubles + (format->coding == FRACTION ? 8 : 0));
+}
+
+/* ---- even codes, to nearest ---- */
+
+/* Codes plus 2^M. */
+INLINE void encode_signed(const void *values, const float *restrict factors, uint8_t *restrict codes, int n,
+                          int magnitude_bits, int dtype, int run) {
+    const int32_t offset = 1 << magnitude_bits, twice = magnitude_bits == 1;
+    const float added = (ROUND + (float)offset) * (float)(1 + twice);
+    const int32_t zero = ROUND_BITS + (twice << 23), top = zero + 2 * offset - 1;
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            float sum = multiply_add(float_of(get(values, r * run + i, dtype)), factors[r], added);
+            codes[r * run + i] = (uint8_t)greatest(least((int32_t)bits_of(sum), top), zero + 1);
+        }
+}
+
+INLINE void encode_unsigned(const void *values, const float *restrict factors, uint8_t *restrict codes, int n,
+                            int magnitude_bits, int dtype, int run) {
+    const int32_t top = (1 << magnitude_bits) - 1;
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            uint32_t bits = get(values, r * run + i, dtype);
+            float cell = multiply_add(float_of(bits), factors[r], -0.5f);
+            int32_t code = (int32_t)bits_of(cell + ROUND) - (ROUND_BITS - 1);
+            code = least(code, (int32_t)bits); /* as an integer, a positive float is at least any code */
+            codes[r * run + i] = (uint8_t)least(greatest(code, 0), top);
+        }
+}
+
+/* ---- even codes, by way of 1/256 steps and the noise ---- */
+
+/* Codes plus 2^M where signed. */
+INLINE void encode_fraction(const void *values, const float *restrict factors, const uint8_t *restrict noise,
+                            uint8_t *restrict codes, int n, int magnitude_bits, int is_unsigned, int dtype, int run) {
+    const int32_t offset = 1 << magnitude_bits, top = offset - 1, added = is_unsigned ? 128 : 0;
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            uint32_t bits = get(values, r * run + i, dtype);
+            float sum = multiply_add(float_of(bits & ~SIGN), factors[r], ROUND);
+            int32_t fine = least((int32_t)bits_of(sum) - ROUND_BITS, offset << 8);
+            int32_t code = least((fine + added + noise[r * run + i]) >> 8, top);
+            int32_t sign = (int32_t)bits >> 31;
+            if (is_unsigned)
+                code = (int32_t)bits > 0 ? greatest(code, 1) : 0;
+            else
+                code = offset + ((code ^ sign) - sign);
+            codes[r * run + i] = (uint8_t)code;
+        }
+}
+
+/* ---- codebooks ---- */
+
+/* n on the grid, from its least value; and whether the value is positive (unsigned) or negative (signed). */
+INLINE void to_grid(const void *values, const float *restrict factors, uint8_t *restrict grid, uint8_t *restrict flags,
+                    int n, int signed_levels, int is_unsigned, int dtype, int run) {
+    const uint32_t kept = signed_levels ? ~0u : ~SIGN, flip = is_unsigned ? 0 : SIGN;
+    const int32_t lowest = signed_levels ? ROUND_BITS - 127 : ROUND_BITS;
+    const int32_t top = lowest + (signed_levels ? 254 : 255);
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            uint32_t bits = get(values, r * run + i, dtype);
+            float sum = multiply_add(float_of(bits & kept), factors[r], ROUND);
+            grid[r * run + i] = (uint8_t)(greatest(least((int32_t)bits_of(sum), top), lowest) - lowest);
+            flags[r * run + i] = (int32_t)(bits ^ flip) > 0;
+        }
+}
+
+#define FOR_LEVELS(n_levels, call)                                                                                     \
+    switch (n_levels) {                                                                                                \
+    case 2: call(2); break;                                                                                            \
+    case 4: call(4); break;                                                                                            \
+    case 8: call(8); break;                                                                                            \
+    default: call(16);                                                                                                 \
+    }
+
+INLINE void codes_of_grid(uint8_t *restrict grid, int n, const uint8_t *edges, int n_levels) {
+    for (int i = 0; i < n; i++) {
+        uint8_t code = 0;
+        for (int k = 0; k < n_levels - 1; k++) code += grid[i] > edges[k];
+        grid[i] = code;
+    }
+}
+
+/* Places of levels -> stored codes. */
+static void flag_codes(const Format *format, uint8_t *restrict codes, const uint8_t *restrict flags, int n) {
+    const uint8_t sign_always = format->first_level > 0, shift = format->magnitude_bits;
+    if (format->signed_levels) return;
+    if (format->is_unsigned)
+        for (int i = 0; i < n; i++) codes[i] = flags[i] ? codes[i] + (codes[i] == 0) : 0;
+    else
+        for (int i = 0; i < n; i++) codes[i] |= (uint8_t)((flags[i] & (sign_always | (codes[i] > 0))) << shift);
+}
+
+static void encode_codebook(const Format *format, const void *values, int dtype, const float *factors,
+                            uint8_t *restrict codes, int n) {
+    const int run = format->block < RUN ? 1 : RUN, signed_levels = format->signed_levels;
+    const int is_unsigned = format->is_unsigned;
+    uint8_t flags[TILE];
+#define CALL(dtype, run) to_grid(values, factors, codes, flags, n, signed_levels, is_unsigned, dtype, run)
+    FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+#define CALL(n_levels) codes_of_grid(codes, n, format->edges, n_levels)
+    FOR_LEVELS(format->n_levels, CALL)
+#undef CALL
+    flag_codes(format, codes, flags, n);
+}
+
+INLINE void levels_of_places(uint8_t *restrict places, int n, uint8_t first, const uint8_t *rises, int n_levels) {
+    for (int i = 0; i < n; i++) {
+        uint8_t place = places[i] & (n_levels - 1), level = first;
+        for (int k = 0; k < n_levels - 1; k++) level += place > k ? rises[k] : 0;
+        places[i] = level;
+    }
+}
+
+/* The level of each stored code, with its sign. */
+static void levels_of_codes(const Format *format, const uint8_t *codes, int16_t *restrict levels, int n) {
+    const int sign = format->signed_levels || format->is_unsigned ? 0 : 1 << format->magnitude_bits;
+    uint8_t bytes[TILE];
+    memcpy(bytes, codes, n);
+#define CALL(n_levels) levels_of_places(bytes, n, (uint8_t)format->first_level, format->rises, n_levels)
+    FOR_LEVELS(format->n_levels, CALL)
+#undef CALL
+    if (format->signed_levels)
+        for (int i = 0; i < n; i++) levels[i] = (int8_t)bytes[i];
+    else
+        for (int i = 0; i < n; i++) levels[i] = codes[i] & sign ? -bytes[i] : bytes[i];
+}
+
+/* ---- all codes ---- */
+
+/* `noise`: a byte a value, for FRACTION. */
+static void encode(const Format *format, const void *values, int dtype, const float *factors, const uint8_t *noise,
+                   uint8_t *codes, int n) {
+    const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;
+    if (format->coding == CODEBOOK) {
+        encode_codebook(format, values, dtype, factors, codes, n);
+    } else if (format->coding == FRACTION && format->is_unsigned) {
+#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 1, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else if (format->coding == FRACTION) {
+#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 0, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else if (format->is_unsigned) {
+#define CALL(dtype, run) encode_unsigned(values, factors, codes, n, magnitude_bits, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else {
+#define CALL(dtype, run) encode_signed(values, factors, codes, n, magnitude_bits, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    }
+}
+
+INLINE void decode_signed(const uint8_t *codes, const float *restrict factors, void *values, int n, int magnitude_bits,
+                          int clamps, int dtype, int run) {
+    const int32_t offset = 1 << magnitude_bits;
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++)
+            put(values, r * run + i, (float)((int32_t)codes[r * run + i] - offset) * factors[r], dtype, clamps);
+}
+
+INLINE void decode_unsigned(const uint8_t *codes, const float *restrict factors, void *values, int n, int clamps,
+                            int dtype, int run) {
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            float level = (float)(int32_t)codes[r * run + i] - 0.5f;
+            put(values, r * run + i, (level < 0.0f ? 0.0f : level) * factors[r], dtype, clamps);
+        }
+}
+
+INLINE void decode_levels(const int16_t *levels, const float *restrict factors, void *values, int n, int clamps,
+                          int dtype, int run) {
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++)
+            put(values, r * run + i, (float)(int32_t)levels[r * run + i] * factors[r], dtype, clamps);
+}
+
+/* Of codes as `mode_of` has them, to the middle of their cells. */
+static void decode(const Format *format, const uint8_t *codes, const float *factors, void *values, int dtype, int n) {
+    const int magnitude_bits = format->magnitude_bits, clamps = format->clamps, run = format->block < RUN ? 1 : RUN;
+    if (format->coding == CODEBOOK) {
+        int16_t levels[TILE];
+        levels_of_codes(format, codes, levels, n);
+#define CALL(dtype, run) decode_levels(levels, factors, values, n, clamps, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else if (format->is_unsigned) {
+#define CALL(dtype, run) decode_unsigned(codes, factors, values, n, clamps, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else {
+#define CALL(dtype, run) decode_signed(codes, factors, values, n, magnitude_bits, clamps, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    }
+}
