@@ -41,11 +41,12 @@ typedef struct Job {
 
 static const uint8_t none[TILE]; /* zeros */
 
-/* The bytes that FRACTION adds. */
-static const uint8_t *noise_of(const Job *job, const void *values, int dtype, size_t start, Codes *bytes, int n) {
-    if (job->format->noise == SEEDED) seeded_bytes(job->seed, start / GROUP, bytes->words, n / GROUP, 0);
-    if (job->format->noise == HASHED) hashed_bytes(values, bytes->codes, n, dtype);
-    return job->format->noise == NO_NOISE ? none : bytes->codes;
+/* The bytes that FRACTION adds; nothing for a hash. */
+static const uint8_t *noise_of(const Job *job, size_t start, Codes *bytes, int n) {
+    if (job->format->noise == NO_NOISE) return none;
+    if (job->format->noise == HASHED) return 0;
+    seeded_bytes(job->seed, start / GROUP, bytes->words, n / GROUP, 0);
+    return bytes->codes;
 }
 
 static void clear_not_finite(const Format *format, const int32_t *scales, uint8_t *restrict codes, int n_blocks,
@@ -71,7 +72,7 @@ static void compress_values(const Job *job, const void *values, int dtype, size_
     } else {
         float factors[TILE];
         reciprocal_factors(format, scales, units_of(format), factors, n_blocks);
-        const uint8_t *noise = noise_of(job, values, dtype, start, &bytes, n);
+        const uint8_t *noise = noise_of(job, start, &bytes, n);
         encode(format, values, dtype, factors, noise, codes.codes, n);
     }
     clear_not_finite(format, scales, codes.codes, n_blocks, mode == AS_STORED ? 0 : 1 << format->magnitude_bits);
@@ -99,7 +100,7 @@ static void compress_with_outliers(const Job *job, const float *values, size_t s
     } else {
         float factors[TILE];
         reciprocal_factors(format, scales, units_of(format), factors, n_blocks);
-        const uint8_t *noise = noise_of(job, values, FLOAT32, start, &bytes, n);
+        const uint8_t *noise = noise_of(job, start, &bytes, n);
         encode(format, values, FLOAT32, factors, noise, codes.codes, n);
     }
     all_to_stored(codes.words, n / GROUP, format->width, mode_of(format));

@@ -42,28 +42,51 @@ INLINE void encode_unsigned(const void *values, const float *restrict factors, u
 
 /* ---- even codes, by way of 1/256 steps and the noise ---- */
 
-/* Codes plus 2^M where signed. */
+/* Codes plus 2^M where signed. Without `noise` a hash of the value's own bits is taken. */
 INLINE void encode_fraction(const void *values, const float *restrict factors, const uint8_t *restrict noise,
                             uint8_t *restrict codes, int n, int magnitude_bits, int is_unsigned, int dtype, int run) {
-    const int32_t offset = 1 << magnitude_bits, top = offset - 1, added = is_unsigned ? 128 : 0;
+    const int32_t offset = 1 << magnitude_bits, zero = ROUND_BITS >> 8; /* whose low byte is 0 */
+    const float added = ROUND + (is_unsigned ? 128 : 0);
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++) {
             uint32_t bits = get(values, r * run + i, dtype);
-            float sum = multiply_add(float_of(bits & ~SIGN), factors[r], ROUND);
-            int32_t fine = least((int32_t)bits_of(sum) - ROUND_BITS, offset << 8);
-            int32_t code = least((fine + added + noise[r * run + i]) >> 8, top);
+            float sum = multiply_add(float_of(bits & ~SIGN), factors[r], added);
+            int32_t byte = noise ? noise[r * run + i] : hashed_byte(bits);
+            int32_t code = least(((int32_t)bits_of(sum) + byte) >> 8, zero + offset - 1);
             int32_t sign = (int32_t)bits >> 31;
             if (is_unsigned)
-                code = (int32_t)bits > 0 ? greatest(code, 1) : 0;
+                code = (int32_t)bits > 0 ? greatest(code, zero + 1) : 0;
             else
                 code = offset + ((code ^ sign) - sign);
             codes[r * run + i] = (uint8_t)code;
         }
 }
 
+static void encode_with_noise(const Format *format, const void *values, int dtype, const float *factors,
+                              const uint8_t *noise, uint8_t *codes, int n) {
+    const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;
+    if (format->is_unsigned && noise) {
+#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 1, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else if (format->is_unsigned) {
+#define CALL(dtype, run) encode_fraction(values, factors, 0, codes, n, magnitude_bits, 1, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else if (noise) {
+#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 0, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    } else {
+#define CALL(dtype, run) encode_fraction(values, factors, 0, codes, n, magnitude_bits, 0, dtype, run)
+        FOR_DTYPE_AND_RUN(dtype, run, CALL)
+#undef CALL
+    }
+}
+
 /* ---- codebooks ---- */
 
-/* n on the grid, from its least value; and whether the value is positive (unsigned) or negative (signed). */
+/* n on the grid, from its least value; and all ones where the value is positive (unsigned) or negative (signed). */
 INLINE void to_grid(const void *values, const float *restrict factors, uint8_t *restrict grid, uint8_t *restrict flags,
                     int n, int signed_levels, int is_unsigned, int dtype, int run) {
     const uint32_t kept = signed_levels ? ~0u : ~SIGN, flip = is_unsigned ? 0 : SIGN;
@@ -74,7 +97,7 @@ INLINE void to_grid(const void *values, const float *restrict factors, uint8_t *
             uint32_t bits = get(values, r * run + i, dtype);
             float sum = multiply_add(float_of(bits & kept), factors[r], ROUND);
             grid[r * run + i] = (uint8_t)(greatest(least((int32_t)bits_of(sum), top), lowest) - lowest);
-            flags[r * run + i] = (int32_t)(bits ^ flip) > 0;
+            flags[r * run + i] = (uint8_t)((int32_t)(bits ^ flip) > 0 ? 255 : 0);
         }
 }
 
@@ -87,21 +110,23 @@ INLINE void to_grid(const void *values, const float *restrict factors, uint8_t *
     }
 
 INLINE void codes_of_grid(uint8_t *restrict grid, int n, const uint8_t *edges, int n_levels) {
+    uint8_t edge[MAX_LEVELS];
+    memcpy(edge, edges, sizeof edge);
     for (int i = 0; i < n; i++) {
         uint8_t code = 0;
-        for (int k = 0; k < n_levels - 1; k++) code += grid[i] > edges[k];
+        for (int k = 0; k < n_levels - 1; k++) code += grid[i] > edge[k];
         grid[i] = code;
     }
 }
 
 /* Places of levels -> stored codes. */
 static void flag_codes(const Format *format, uint8_t *restrict codes, const uint8_t *restrict flags, int n) {
-    const uint8_t sign_always = format->first_level > 0, shift = format->magnitude_bits;
+    const uint8_t sign = (uint8_t)(1 << format->magnitude_bits), least_signed = format->first_level > 0 ? 0 : 1;
     if (format->signed_levels) return;
     if (format->is_unsigned)
-        for (int i = 0; i < n; i++) codes[i] = flags[i] ? codes[i] + (codes[i] == 0) : 0;
+        for (int i = 0; i < n; i++) codes[i] = flags[i] & (codes[i] > 0 ? codes[i] : 1);
     else
-        for (int i = 0; i < n; i++) codes[i] |= (uint8_t)((flags[i] & (sign_always | (codes[i] > 0))) << shift);
+        for (int i = 0; i < n; i++) codes[i] |= codes[i] >= least_signed ? flags[i] & sign : 0;
 }
 
 static void encode_codebook(const Format *format, const void *values, int dtype, const float *factors,
@@ -119,16 +144,18 @@ static void encode_codebook(const Format *format, const void *values, int dtype,
 }
 
 INLINE void levels_of_places(uint8_t *restrict places, int n, uint8_t first, const uint8_t *rises, int n_levels) {
+    uint8_t rise[MAX_LEVELS]; /* by themselves, so that they stay in registers */
+    memcpy(rise, rises, sizeof rise);
     for (int i = 0; i < n; i++) {
         uint8_t place = places[i] & (n_levels - 1), level = first;
-        for (int k = 0; k < n_levels - 1; k++) level += place > k ? rises[k] : 0;
+        for (int k = 0; k < n_levels - 1; k++) level += (uint8_t)(-(place > k) & rise[k]);
         places[i] = level;
     }
 }
 
 /* The level of each stored code, with its sign. */
 static void levels_of_codes(const Format *format, const uint8_t *codes, int16_t *restrict levels, int n) {
-    const int sign = format->signed_levels || format->is_unsigned ? 0 : 1 << format->magnitude_bits;
+    const uint8_t top = (uint8_t)((1 << format->magnitude_bits) - 1); /* of codes without a sign, if they have one */
     uint8_t bytes[TILE];
     memcpy(bytes, codes, n);
 #define CALL(n_levels) levels_of_places(bytes, n, (uint8_t)format->first_level, format->rises, n_levels)
@@ -137,25 +164,22 @@ static void levels_of_codes(const Format *format, const uint8_t *codes, int16_t 
     if (format->signed_levels)
         for (int i = 0; i < n; i++) levels[i] = (int8_t)bytes[i];
     else
-        for (int i = 0; i < n; i++) levels[i] = codes[i] & sign ? -bytes[i] : bytes[i];
+        for (int i = 0; i < n; i++) {
+            const int16_t sign = codes[i] > top ? -1 : 0;
+            levels[i] = (int16_t)((bytes[i] ^ sign) - sign);
+        }
 }
 
 /* ---- all codes ---- */
 
-/* `noise`: a byte a value, for FRACTION. */
+/* `noise`: a byte a value, for FRACTION; nothing for a hash. */
 static void encode(const Format *format, const void *values, int dtype, const float *factors, const uint8_t *noise,
                    uint8_t *codes, int n) {
     const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;
     if (format->coding == CODEBOOK) {
         encode_codebook(format, values, dtype, factors, codes, n);
-    } else if (format->coding == FRACTION && format->is_unsigned) {
-#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 1, dtype, run)
-        FOR_DTYPE_AND_RUN(dtype, run, CALL)
-#undef CALL
     } else if (format->coding == FRACTION) {
-#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 0, dtype, run)
-        FOR_DTYPE_AND_RUN(dtype, run, CALL)
-#undef CALL
+        encode_with_noise(format, values, dtype, factors, noise, codes, n);
     } else if (format->is_unsigned) {
 #define CALL(dtype, run) encode_unsigned(values, factors, codes, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
