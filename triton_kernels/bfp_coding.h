@@ -42,23 +42,32 @@ INLINE void encode_unsigned(const void *values, const float *restrict factors, u
 
 /* ---- even codes, by way of 1/256 steps and the noise ---- */
 
-/* Codes plus 2^M where signed. Without `noise` a hash of the value's own bits is taken. */
-INLINE void encode_fraction(const void *values, const float *restrict factors, const uint8_t *restrict noise,
-                            uint8_t *restrict codes, int n, int magnitude_bits, int is_unsigned, int dtype, int run) {
-    const int32_t offset = 1 << magnitude_bits, zero = ROUND_BITS >> 8; /* whose low byte is 0 */
-    const float added = ROUND + (is_unsigned ? 128 : 0);
+/* Without `noise` a hash of the value's own bits is taken. The low byte of ROUND_BITS >> 8 is 0. */
+INLINE void fraction_unsigned(const void *values, const float *restrict factors, const uint8_t *restrict noise,
+                              uint8_t *restrict codes, int n, int magnitude_bits, int dtype, int run) {
+    const int32_t zero = ROUND_BITS >> 8, top = zero + (1 << magnitude_bits) - 1;
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++) {
             uint32_t bits = get(values, r * run + i, dtype);
-            float sum = multiply_add(float_of(bits & ~SIGN), factors[r], added);
-            int32_t byte = noise ? noise[r * run + i] : hashed_byte(bits);
-            int32_t code = least(((int32_t)bits_of(sum) + byte) >> 8, zero + offset - 1);
-            int32_t sign = (int32_t)bits >> 31;
-            if (is_unsigned)
-                code = (int32_t)bits > 0 ? greatest(code, zero + 1) : 0;
-            else
-                code = offset + ((code ^ sign) - sign);
-            codes[r * run + i] = (uint8_t)code;
+            uint32_t sum = bits_of(multiply_add(float_of(bits & ~SIGN), factors[r], ROUND + 128.0f));
+            uint32_t byte = noise ? noise[r * run + i] : hash_of(bits) >> 24;
+            int32_t code = greatest(least((int32_t)(sum + byte) >> 8, top), zero + 1);
+            codes[r * run + i] = (uint8_t)((int32_t)bits > 0 ? code : 0);
+        }
+}
+
+/* Codes plus 2^M. Of -x it is -((n + u) >> 8) = (-n + 255 - u) >> 8, and 255 - u is u with its bits flipped. */
+INLINE void fraction_signed(const void *values, const float *restrict factors, const uint8_t *restrict noise,
+                            uint8_t *restrict codes, int n, int magnitude_bits, int dtype, int run) {
+    const int32_t offset = 1 << magnitude_bits, zero = ROUND_BITS >> 8;
+    const float added = ROUND + (float)(256 * offset);
+    for (int r = 0; r < n / run; r++)
+        for (int i = 0; i < run; i++) {
+            uint32_t bits = get(values, r * run + i, dtype), flip = (uint32_t)((int32_t)bits >> 31);
+            uint32_t sum = bits_of(multiply_add(float_of(bits), factors[r], added));
+            uint32_t byte = noise ? noise[r * run + i] ^ flip >> 24 : (hash_of(bits) ^ flip) >> 24;
+            int32_t code = greatest((int32_t)(sum + byte) >> 8, zero + 1);
+            codes[r * run + i] = (uint8_t)least(code, zero + 2 * offset - 1);
         }
 }
 
@@ -66,19 +75,19 @@ static void encode_with_noise(const Format *format, const void *values, int dtyp
                               const uint8_t *noise, uint8_t *codes, int n) {
     const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;
     if (format->is_unsigned && noise) {
-#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 1, dtype, run)
+#define CALL(dtype, run) fraction_unsigned(values, factors, noise, codes, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     } else if (format->is_unsigned) {
-#define CALL(dtype, run) encode_fraction(values, factors, 0, codes, n, magnitude_bits, 1, dtype, run)
+#define CALL(dtype, run) fraction_unsigned(values, factors, 0, codes, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     } else if (noise) {
-#define CALL(dtype, run) encode_fraction(values, factors, noise, codes, n, magnitude_bits, 0, dtype, run)
+#define CALL(dtype, run) fraction_signed(values, factors, noise, codes, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     } else {
-#define CALL(dtype, run) encode_fraction(values, factors, 0, codes, n, magnitude_bits, 0, dtype, run)
+#define CALL(dtype, run) fraction_signed(values, factors, 0, codes, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     }

@@ -18,8 +18,8 @@ static void seeded_bytes(int64_t seed, size_t first_group, uint64_t *restrict wo
     }
 }
 
-/* From the bits of a value. */
-INLINE int32_t hashed_byte(uint32_t bits) {
+/* Of a value's bits but for its sign: the random byte is the top one. */
+INLINE uint32_t hash_of(uint32_t bits) {
     bits &= ~SIGN;
-    return (int32_t)((bits ^ bits >> 15) * WEYL >> 24);
+    return (bits ^ bits >> 15) * WEYL;
 }
