@@ -91,6 +91,7 @@ FLOORS = {
         "triton_kernels/coding.py",
         "triton_kernels/outliers.py",
         "triton_kernels/packing.py",
+        "triton_kernels/plane_layout.py",
         "triton_kernels/tiling.py",
     ],
     5: [
@@ -101,6 +102,7 @@ FLOORS = {
         "fxpipe/recompute.py",
         "fxpipe/runtime/pipe.py",
         "fxpipe/runtime/torch_pp.py",
+        "triton_kernels/native_format.py",
         "triton_kernels/shared_scales.py",
     ],
     6: [

@@ -62,6 +62,7 @@ def test_the_wheel_holds_every_source_under_its_installed_name(wheel):
     assert {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} == installed
     assert (wheel / "fxpipe" / "py.typed").exists()
     assert (wheel / "fxpipe" / "triton_kernels" / "bfp.c").exists()
+    assert (wheel / "fxpipe" / "triton_kernels" / "bfp_numbers.h").exists()
 
 
 def test_a_plain_install_works_away_from_the_checkout(wheel, tmp_path):
