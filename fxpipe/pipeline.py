@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fxpipe.errors import OptionError, unknown
+from fxpipe.format_rules import FormatRules
 from fxpipe.ir.cost import CostTable
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Observer, Pipeline
@@ -46,8 +47,11 @@ class Options:
     """What to build. Every field has a default; an unknown name or value raises OptionError listing the known ones.
 
     n_ranks: processes, one stage each. n_microbatches: parts of a batch that flow through the pipeline.
-    schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are;
-    min_bytes: smaller values are kept. partitioner: what forward saves, ``min-cut`` or ``default``.
+    schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are, or for
+    each pattern of a node's name, operator or module path (``fnmatch``; the first that matches counts) such a format:
+    ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.
+    min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
+    loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
     stage_compiler: ``none`` runs the graphs as they are, bitwise like eager; ``inductor`` compiles them.
@@ -60,6 +64,7 @@ class Options:
     schedule: str = "1f1b"
     format: str | None = None
     min_bytes: int = MIN_BYTES
+    exact_forms: bool = True
     partitioner: str = "min-cut"
     objective: str = "time"
     device: str = "cpu"
@@ -79,6 +84,7 @@ class Options:
                 raise OptionError(unknown(name, getattr(self, name), known))
         if not self.timeout_seconds > 0:
             raise OptionError(f"timeout_seconds is {self.timeout_seconds}; expected more than 0")
+        object.__setattr__(self, "format", FormatRules.parse(self.format).text)
         default_pipeline(self)  # every pass checks its own options
 
     @classmethod
@@ -110,7 +116,7 @@ def default_pipeline(
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),
             LowerStages(partitioner=options.partitioner),
-            ChooseSavePoints(format=options.format, min_bytes=options.min_bytes),
+            ChooseSavePoints(format=options.format, min_bytes=options.min_bytes, exact_forms=options.exact_forms),
             CompressSavePoints(),
         ),
         observers,

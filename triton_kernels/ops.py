@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, tiling
+from . import cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
 from .format import BFPFormat
 from .reference import checked_seed, dtype_name
 
