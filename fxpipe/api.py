@@ -17,7 +17,7 @@ from fxpipe.model_digest import model_digest
 from fxpipe.pass_manager import Observer
 from fxpipe.pipeline import Options, default_pipeline
 from fxpipe.plan import Plan
-from fxpipe.stage_hints import marked, stage_hint
+from fxpipe.stage_hints import hints_text, marked, parse_hints, stage_hint
 from fxpipe.trace import LossFn, trace
 
 __all__ = ["compile", "load", "stage_hint"]
@@ -53,7 +53,7 @@ def compile(
     """
     options = options if isinstance(options, Options) else Options.from_mapping(options or {})
     if marks := marked(model):
-        options = replace(options, stage_hints={**marks, **options.stage_hints})
+        options = replace(options, stage_hints={**marks, **parse_hints(hints_text(options.stage_hints))})
     args, kwargs = call_arguments(example_inputs)
     program, microbatches = trace_microbatch(model, args, kwargs, options.n_microbatches, loss_fn, target)
     program = default_pipeline(options, costs, observers).run(program)

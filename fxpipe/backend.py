@@ -5,6 +5,7 @@ The joint graph comes through Inductor's public ``custom_partitioner_fn``; the r
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -14,15 +15,23 @@ import torch.fx as fx
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
-from fxpipe import backward_facts, save_points, value_facts
+from fxpipe import backward_facts, exact_forms, format_rules, save_points, value_facts, value_ranges
 from fxpipe.errors import OptionError, unknown
-from fxpipe.graph_module import set_own_values
+from fxpipe.format_rules import FormatRules
+from fxpipe.graph_module import returned, set_own_values
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.joint import PARTITIONERS
 from fxpipe.passes import compress
-from fxpipe.passes.compress import compress_halves, parse_format
-from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, save_softmaxes, share_storages
-from fxpipe.triton_kernels import format as formats, ops
+from fxpipe.passes.compress import compress_halves
+from fxpipe.save_points import (
+    MIN_BYTES,
+    choose_save_points,
+    names_of_saved,
+    save_relus,
+    save_softmaxes,
+    share_storages,
+)
+from fxpipe.triton_kernels import exact, format as formats, ops
 
 DEFAULT_FORMAT = "bfp8b32"
 """Used where no options can be given; safe for every model: gradients within about one percent."""
@@ -32,21 +41,25 @@ DEFAULT_FORMAT = "bfp8b32"
 class BackendOptions:
     """The options of the backend. ``on_plan`` is called with the CompressionPlan of each graph that is compiled.
 
-    format: of saved activations, or ``None`` to keep them. min_bytes: smaller values are kept.
-    partitioner: what forward saves, ``min-cut`` or ``default``.
+    format: of saved activations, ``None`` to keep them, or a format for each pattern of a node's name, operator or module
+    path, as for ``fxpipe.Options``; where a pattern matches nothing in a graph, a warning lists what there is: no error, as
+    another graph of the same model may have it.
+    min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
+    loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
     """
 
     format: str | None = DEFAULT_FORMAT
     min_bytes: int = MIN_BYTES
+    exact_forms: bool = True
     partitioner: str = "min-cut"
     on_plan: Callable[[CompressionPlan], None] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.format, str | None):
-            raise OptionError(f"option format is a text such as {DEFAULT_FORMAT!r}, or None; found {self.format!r}")
-        parse_format(self.format)
+        object.__setattr__(self, "format", FormatRules.parse(self.format).text)
         if type(self.min_bytes) is not int or self.min_bytes < 0:
             raise OptionError(f"option min_bytes is a number of bytes, 0 or more; found {self.min_bytes!r}")
+        if not isinstance(self.exact_forms, bool):
+            raise OptionError(f"option exact_forms is True or False; found {self.exact_forms!r}")
         if not (self.on_plan is None or callable(self.on_plan)):
             raise OptionError(f"option on_plan is a function of one CompressionPlan, or None; found {self.on_plan!r}")
         if self.partitioner not in PARTITIONERS:
@@ -80,9 +93,18 @@ class CompressingPartitioner(CustomPartitionerFn):
             save_softmaxes(gm.graph)
         forward, backward = PARTITIONERS[options.partitioner](gm, joint_inputs, **kwargs)
         share_storages(forward.graph, backward.graph, n_outputs)
+        rules = FormatRules.parse(options.format)
         points = choose_save_points(
-            forward.graph, backward.graph, n_outputs, parse_format(options.format), min_bytes=options.min_bytes
+            forward.graph,
+            backward.graph,
+            n_outputs,
+            rules,
+            min_bytes=options.min_bytes,
+            parameters=_parameters(forward.graph, backward.graph, kwargs.get("static_lifetime_input_indices") or ()),
+            exact_forms=options.exact_forms,
         )
+        if problem := rules.unmatched(names_of_saved(forward.graph, backward.graph, n_outputs)):
+            warnings.warn(f"in one compiled graph, {problem}", stacklevel=2)
         compress_halves(forward, backward, n_outputs, points)
         set_own_values(backward.graph)
         if options.on_plan is not None:
@@ -96,8 +118,15 @@ class CompressingPartitioner(CustomPartitionerFn):
         """
         if self.options.on_plan is not None:
             return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
-        modules = (sys.modules[__name__], save_points, value_facts, backward_facts, compress, formats, ops)
+        facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
+        modules = (sys.modules[__name__], save_points, *facts, compress, formats, ops, exact)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
+
+
+def _parameters(forward: fx.Graph, backward: fx.Graph, lasting: Sequence[int]) -> list[fx.Node]:
+    """The placeholders that last as long as the model and get a gradient: the others are buffers, which forward may change."""
+    placeholders, gradients = forward.find_nodes(op="placeholder"), returned(backward)
+    return [placeholders[i] for i in lasting if i < len(gradients) and gradients[i] is not None]
 
 
 def fxpipe(

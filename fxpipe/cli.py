@@ -103,7 +103,16 @@ def _plan_options() -> argparse.ArgumentParser:
     options.add_argument("--ranks", dest="n_ranks", type=_count, metavar="N", help="workers, one stage each")
     options.add_argument("--microbatches", dest="n_microbatches", type=_count, metavar="N", help="parts of a batch")
     options.add_argument("--schedule", metavar="NAME", help="1f1b or gpipe")
-    options.add_argument("--format", metavar="FORMAT", help="how saved activations are stored, such as bfp4b32")
+    options.add_argument(
+        "--format",
+        action=_Joined,
+        metavar="FORMAT",
+        help="how saved activations are stored, such as bfp4b32, or PATTERN=FORMAT,... by node, operator or module path, "
+        "such as '*.mlp.*=bfp4b32,default=bfp8b32'; can be repeated",
+    )
+    options.add_argument(
+        "--no-exact-forms", dest="exact_forms", action="store_false", help="do not pack bools, integers and masks"
+    )
     options.add_argument("--memory", type=_text(units.parse_bytes), metavar="BYTES", help="of each rank, such as 16GiB")
     options.add_argument(
         "--objective", metavar="NAME", help="time (default); with --topology communication or balance too"
@@ -168,6 +177,20 @@ def _answer_options() -> argparse.ArgumentParser:
         help="also what limits the plan, what would help, and why the cuts, or this node, are where they are",
     )
     return options
+
+
+class _Joined(argparse.Action):
+    """Texts that are given one after the other, as one text with commas."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
 
 
 def _output_options() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
-from fxpipe.stage_hints import marked
+from fxpipe.stage_hints import hints_text, marked, parse_hints
 from fxpipe.trace import trace
 from fxpipe.triton_kernels.format import BFPFormat
 
@@ -69,11 +69,13 @@ def _show_placed(arguments: Namespace) -> None:
     program, _ = trace_microbatch(*source, options.n_microbatches)
     program = _until(pipeline, CostTable).run(program)
     rate = min(level.bandwidth_bytes_per_second for level in topology.levels)
-    rules = cut_rules(program, program.fact(CostTable), rate, {**marked(source.model), **options.stage_hints})
+    rules = cut_rules(
+        program, program.fact(CostTable), rate, {**marked(source.model), **parse_hints(hints_text(options.stage_hints))}
+    )
     profile = layer_profile(rules)
     objective = getattr(arguments, "objective", options.objective)
-    hints = layer_hints(rules, profile)
-    command.show(arguments, partition.partition(profile, topology, objective, stage_hints=hints))
+    placed = partition.partition(profile, topology, objective, stage_hints=layer_hints(rules, profile))
+    command.show(arguments, placed)
 
 
 def diff(arguments: Namespace) -> None:

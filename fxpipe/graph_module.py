@@ -43,6 +43,16 @@ def set_returned(graph: fx.Graph, values: Sequence[Any]) -> None:
     output.args = (list(values) if isinstance(output.args[0], list) else tuple(values),)
 
 
+SERVED_META = ("stack_trace", "nn_module_stack", "saved_tensor_with_no_vc_check")
+"""The last is AOTAutograd's: it saves the tensors so marked apart from the others, in order of the output."""
+
+
+def describe(new: fx.Node, served: fx.Node, val: object) -> None:
+    """Gives a new node its value, and the place in the model of the node that it serves."""
+    new.meta = {k: served.meta[k] for k in SERVED_META if k in served.meta}
+    new.meta["val"] = val
+
+
 def set_own_values(graph: fx.Graph) -> None:
     """Gives every placeholder a ``meta["val"]`` of its own: compilers take two inputs with one value for one input."""
     seen: set[int] = set()

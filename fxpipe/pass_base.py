@@ -55,10 +55,13 @@ class Pass(ABC):
 
 
 def _split(text: str) -> list[str]:
-    return re.split(r",(?=\w+=)", text)
+    """At commas before ``name=`` that stand outside of quotes."""
+    return re.split(r",(?=\w+=)(?=(?:[^']*'[^']*')*[^']*$)", text)
 
 
 def _print_value(value: object) -> str:
+    if isinstance(value, str) and len(_split(value)) > 1:
+        return f"'{value}'"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -70,7 +73,9 @@ def _parse_value(pass_name: str, key: str, value: str, hint: Any) -> Any:
         try:
             if kind is bool:
                 return {"true": True, "false": False}[value]
-            if kind in (int, float, str):
+            if kind is str:
+                return value[1:-1] if re.fullmatch(r"'.*'", value) else value
+            if kind in (int, float):
                 return kind(value)
         except (ValueError, KeyError):
             continue

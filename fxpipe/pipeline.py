@@ -1,10 +1,11 @@
 """Options, and the whole default pipeline on one screen. The only file that names the passes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fxpipe.errors import OptionError, unknown
+from fxpipe.format_rules import FormatRules
 from fxpipe.ir.cost import CostTable
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Observer, Pipeline
@@ -18,6 +19,7 @@ from fxpipe.passes.schedule import ScheduleStages
 from fxpipe.passes.split import SplitStages
 from fxpipe.passes.use_costs import UseCosts
 from fxpipe.save_points import MIN_BYTES
+from fxpipe.stage_hints import hints_text
 from fxpipe.units import parse_bytes, parse_bytes_per_second
 
 PASSES: dict[str, type[Pass]] = {
@@ -46,8 +48,11 @@ class Options:
     """What to build. Every field has a default; an unknown name or value raises OptionError listing the known ones.
 
     n_ranks: processes, one stage each. n_microbatches: parts of a batch that flow through the pipeline.
-    schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are;
-    min_bytes: smaller values are kept. partitioner: what forward saves, ``min-cut`` or ``default``.
+    schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are, or for
+    each pattern of a node's name, operator or module path (``fnmatch``; the first that matches counts) such a format:
+    ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.
+    min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
+    loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
     stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks
@@ -62,12 +67,13 @@ class Options:
     schedule: str = "1f1b"
     format: str | None = None
     min_bytes: int = MIN_BYTES
+    exact_forms: bool = True
     partitioner: str = "min-cut"
     objective: str = "time"
     device: str = "cpu"
     bandwidth: str = "10GB/s"
     memory: str | None = None
-    stage_hints: Mapping[str, str] = field(default_factory=dict)
+    stage_hints: str | Mapping[str, object] = ""
     stage_compiler: str = "none"
     loss_reduction: str = "mean"
     timeout_seconds: float = 300.0
@@ -82,6 +88,8 @@ class Options:
                 raise OptionError(unknown(name, getattr(self, name), known))
         if not self.timeout_seconds > 0:
             raise OptionError(f"timeout_seconds is {self.timeout_seconds}; expected more than 0")
+        object.__setattr__(self, "format", FormatRules.parse(self.format).text)
+        object.__setattr__(self, "stage_hints", hints_text(self.stage_hints))
         default_pipeline(self)  # every pass checks its own options
 
     @classmethod
@@ -109,12 +117,12 @@ def default_pipeline(
                 bandwidth_bytes_per_second=parse_bytes_per_second(options.bandwidth),
                 memory_bytes=None if options.memory is None else parse_bytes(options.memory),
                 n_microbatches=options.n_microbatches,
-                stage_hints=";".join(f"{name}={hint}" for name, hint in options.stage_hints.items()),
+                stage_hints=hints_text(options.stage_hints),
             ),
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),
             LowerStages(partitioner=options.partitioner),
-            ChooseSavePoints(format=options.format, min_bytes=options.min_bytes),
+            ChooseSavePoints(format=options.format, min_bytes=options.min_bytes, exact_forms=options.exact_forms),
             CompressSavePoints(),
         ),
         observers,

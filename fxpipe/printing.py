@@ -5,6 +5,7 @@ Equal programs give equal text on every run, so a listing can be compared, store
 
 import difflib
 import operator
+import re
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def module_path(node: fx.Node) -> str:
     """The submodule that the node was traced in, such as ``layers.0.1``; empty at the top."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(next(reversed(stack.values()))[0]) if stack else ""
-    return path.removeprefix("L['self']").removeprefix(".")
+    path = path.removeprefix("L['self']").removeprefix(".")
+    return re.sub(r"^[LG]\['(\w+)'\]", r"\1", path)  # a variable of the function that was compiled
 
 
 def operator_name(node: fx.Node) -> str:

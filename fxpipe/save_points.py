@@ -1,14 +1,17 @@
 """The judgement: what to do with each value that forward saves for backward. Nothing is edited here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.fx as fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fxpipe.backward_facts import BackwardFacts, backward_facts
+from fxpipe.exact_forms import exact_form
+from fxpipe.format_rules import FormatRules, Names
 from fxpipe.graph_module import returned, set_returned
 from fxpipe.ir.compression import SavePoint
+from fxpipe.printing import module_path
 from fxpipe.triton_kernels.format import DTYPES, BFPFormat
 from fxpipe.value_facts import (
     NOTHING,
@@ -20,6 +23,7 @@ from fxpipe.value_facts import (
     is_non_negative,
     is_softmax,
     is_statistic,
+    memory_order,
     original_of,
     storage_of,
     view_source,
@@ -33,17 +37,21 @@ def choose_save_points(
     forward: fx.Graph,
     backward: fx.Graph,
     n_outputs: int,
-    format: BFPFormat | None,
+    rules: FormatRules,
     *,
     stage_index: int = 0,
     received: Received = NOTHING,
     min_bytes: int = MIN_BYTES,
     n_lasting: int | None = None,
+    parameters: Collection[fx.Node] = (),
+    exact_forms: bool = True,
 ) -> tuple[SavePoint, ...]:
     """Decides for every tensor after the first ``n_outputs`` outputs of ``forward``, each storage once.
 
     Parameters and inputs take no memory of their own and are not listed, except the ``received`` placeholders: values
-    of another stage, each with that stage's node, from which facts about it are known. ``format`` of ``None`` keeps everything.
+    of another stage, each with that stage's node, from which facts about it are known. ``rules`` tell the format of each; none
+    keeps it. With ``exact_forms`` a value that has one is packed without loss, and a copy of one of the ``parameters``, which
+    are placeholders, computed again.
     The first ``n_lasting`` outputs (``None``: all) stay alive with whoever took them, so that compressing them saves nothing;
     what goes to the next stage does not.
     Values that share a storage must have been brought together first (``share_storages``).
@@ -56,6 +64,12 @@ def choose_save_points(
     for node, placeholder in pairs:
         if _is_static(storage_of(node), received):
             continue
+        format = rules.of(_names(node, received))
+        if format is not None and exact_forms and not _refusal_of_place(node, lasting, min_bytes):
+            exact = _exact_point(node, placeholder, stage_index, received, parameters)
+            if exact is not None:
+                points.append(exact)
+                continue
         refusal = "copy of a parameter or input" if _is_static(original_of(node), received) else ""
         refusal = (
             refusal or _refusal(node, lasting, received, min_bytes) or _refusal_of_uses(node, placeholder.name, uses)
@@ -64,6 +78,36 @@ def choose_save_points(
             refusal = "no format asked"
         points.append(_point(node, stage_index, None if refusal else format, refusal))
     return tuple(points)
+
+
+def names_of_saved(forward: fx.Graph, backward: fx.Graph, n_outputs: int, received: Received = NOTHING) -> list[Names]:
+    """What the saved values are called that take memory of their own."""
+    saved = (node for node, _ in saved_pairs(forward, backward, n_outputs))
+    return [_names(node, received) for node in saved if not _is_static(storage_of(node), received)]
+
+
+def _names(node: fx.Node, received: Received) -> Names:
+    origin = storage_of(node)
+    origin = storage_of(received.get(origin, origin))
+    return Names(node.name, _operator(origin), module_path(origin))
+
+
+def _exact_point(
+    node: fx.Node, placeholder: fx.Node, stage_index: int, received: Received, parameters: Collection[fx.Node]
+) -> SavePoint | None:
+    if original_of(node) in parameters and _recomputable(node):
+        return _save_point(node, stage_index, "recompute", "", 0, "copy of a parameter")
+    found = exact_form(node, placeholder, received)
+    if found is None:
+        return None
+    form, reason = found
+    stored = form.stored_bytes(hint(node.meta["val"].numel()))
+    return _save_point(node, stage_index, "pack", str(form), stored, reason) if stored < _stored_raw(node) else None
+
+
+def _recomputable(node: fx.Node) -> bool:
+    steps = _chain(node, original_of(node))
+    return all(len(n.all_input_nodes) == 1 for n in steps) and "saved_tensor_with_no_vc_check" not in node.meta
 
 
 def _is_static(source: fx.Node, received: Received) -> bool:
@@ -75,16 +119,21 @@ def _refusal(node: fx.Node, lasting: set[fx.Node], received: Received, min_bytes
     rules: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: not is_floating(node), "integer or bool"),
         (lambda: _dtype(node) not in DTYPES, "dtype without a format"),
-        (lambda: storage_of(node) in lasting, "also returned"),
         (lambda: is_statistic(node, received), "statistic"),
         (lambda: is_log_softmax(node), "log-softmax"),
         (lambda: holds_infinities(node, received), "may hold infinities"),
-        (lambda: _raw_bytes(node) < min_bytes, "small"),
     )
     for applies, reason in rules:
         if applies():
             return reason
-    return ""
+    return _refusal_of_place(node, lasting, min_bytes)
+
+
+def _refusal_of_place(node: fx.Node, lasting: set[fx.Node], min_bytes: int) -> str:
+    """Why nothing would be won, or nothing."""
+    if storage_of(node) in lasting:
+        return "also returned"
+    return "small" if _raw_bytes(node) < min_bytes else ""
 
 
 def _refusal_of_uses(node: fx.Node, name: str, uses: BackwardFacts) -> str:
@@ -97,28 +146,42 @@ def _refusal_of_uses(node: fx.Node, name: str, uses: BackwardFacts) -> str:
 
 
 def _point(node: fx.Node, stage_index: int, format: BFPFormat | None, refusal: str) -> SavePoint:
-    val = node.meta["val"]
-    raw = max(_raw_bytes(node), _raw_bytes(storage_of(node)))  # a part of a storage keeps all of it
-    reason = refusal
+    raw, reason = _stored_raw(node), refusal
     if format is not None and is_non_negative(node):
         format, reason = format.for_non_negative(), "non-negative"
-    stored = raw
-    if format is not None:
-        stored = format.stored_bytes(format.stored_numel([hint(size) for size in val.shape]))
+    stored = format.stored_bytes(format.stored_numel(_sizes(node))) if format is not None else raw
     if stored >= raw:
         format, stored, reason = None, raw, reason or "no gain"
+    decision = "compress" if format is not None else "keep"
+    return _save_point(node, stage_index, decision, str(format or ""), stored, reason or "floating activation")
+
+
+def _save_point(
+    node: fx.Node, stage_index: int, decision: str, format: str, stored_bytes: int, reason: str
+) -> SavePoint:
     return SavePoint(
         stage_index=stage_index,
         name=node.name,
         operator=_operator(node),
         dtype=_dtype(node),
-        shape=tuple(d if isinstance(d, int) else str(d) for d in val.shape),
-        raw_bytes=raw,
-        stored_bytes=stored,
-        decision="compress" if format is not None else "keep",
-        format=str(format) if format is not None else "",
-        reason=reason or "floating activation",
+        shape=tuple(d if isinstance(d, int) else str(d) for d in node.meta["val"].shape),
+        raw_bytes=_stored_raw(node),
+        stored_bytes=stored_bytes,
+        decision=decision,
+        format=format,
+        reason=reason,
     )
+
+
+def _stored_raw(node: fx.Node) -> int:
+    """What the value keeps in memory as it is: a part of a storage keeps all of it."""
+    return max(_raw_bytes(node), _raw_bytes(storage_of(node)))
+
+
+def _sizes(node: fx.Node) -> list[int]:
+    """In the order of its memory, in which it is stored."""
+    val = node.meta["val"]
+    return [hint(val.shape[dim]) for dim in memory_order(val)]
 
 
 def _raw_bytes(node: fx.Node) -> int:
@@ -198,7 +261,7 @@ def share_storages(forward: fx.Graph, backward: fx.Graph, n_outputs: int) -> Non
                 base = new_placeholder(backward, source.name)
             base.meta = dict(source.meta)
         for view, placeholder in views:
-            _replay(view, placeholder, source, base)
+            replay(view, placeholder, source, base)
     kept = (replaced.get(n, n) for n in outputs[n_outputs:])
     set_returned(forward, [*outputs[:n_outputs], *(n for n in kept if n is not None)])
     for source in groups:
@@ -236,9 +299,9 @@ def _erase_dead_views(source: fx.Node) -> None:
 
 
 def _chain(view: fx.Node, source: fx.Node) -> list[fx.Node]:
-    """The views from just after ``source`` to ``view``."""
+    """The views and copies from just after ``source`` to ``view``."""
     chain = [view]
-    while (step := view_source(chain[-1])) is not None and step is not source:
+    while (step := view_source(chain[-1]) or chain[-1].all_input_nodes[0]) is not source:
         chain.append(step)
     return chain[::-1]
 
@@ -250,7 +313,8 @@ def _replayable(view: fx.Node, source: fx.Node) -> bool:
     )
 
 
-def _replay(view: fx.Node, placeholder: fx.Node, source: fx.Node, base: fx.Node) -> None:
+def replay(view: fx.Node, placeholder: fx.Node, source: fx.Node, base: fx.Node) -> None:
+    """Makes of ``base``, backward's ``source``, what ``view`` is of ``source`` in forward, in the place of ``placeholder``."""
     backward = placeholder.graph
     copies = {source: base}
     with backward.inserting_before(first_user(placeholder)):

@@ -26,6 +26,24 @@ def marked(model: nn.Module) -> dict[str, str]:
     return {name: hint for name, module in model.named_modules() if (hint := getattr(module, _MARK, None)) is not None}
 
 
+def hints_text(hints: Mapping[str, object] | str) -> str:
+    """``module=hint;module=hint``, which ``parse_hints`` reads; a text as it is."""
+    return hints if isinstance(hints, str) else ";".join(f"{name}={hint}" for name, hint in hints.items())
+
+
+def parse_hints(text: str) -> dict[str, str]:
+    """The hint of each module or node named.
+
+    Raises:
+        OptionError: the text is not of that form.
+    """
+    pairs = [item.rpartition("=") for item in text.split(";") if item]
+    for name, equals, hint in pairs:
+        if not equals or not hint:
+            raise OptionError(f"stage hint {name + hint!r} is not of the form MODULE=HINT")
+    return {name: hint for name, _, hint in pairs}
+
+
 def hints_of(nodes: Sequence[fx.Node], hints: Mapping[str, str]) -> dict[int, str]:
     """The hint of each node that has one, by place in ``nodes``: that of the innermost module named, or of the node itself.
 

@@ -279,3 +279,9 @@ def is_log_softmax(node: fx.Node) -> bool:
 def hint(size: int | torch.SymInt) -> int:
     """The number, or the example's value of a symbolic one; 0 where only a run can tell."""
     return int(size.node.hint or 0) if isinstance(size, torch.SymInt) else int(size)
+
+
+def memory_order(val: torch.Tensor) -> list[int]:
+    """The dimensions from the slowest to the fastest in memory: the order in which values are compressed without a copy."""
+    strides = [hint(s) for s in val.stride()]
+    return sorted(range(val.dim()), key=lambda d: (-strides[d], d))

@@ -8,38 +8,38 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
-from fxpipe.errors import FormatError, OptionError, VerifyError
-from fxpipe.graph_module import copy_graph_module, returned, set_returned
+from fxpipe.errors import OptionError, VerifyError
+from fxpipe.exact_forms import ExactForm, insert_restore, insert_store
+from fxpipe.format_rules import FormatRules, Names
+from fxpipe.graph_module import copy_graph_module, describe, returned, set_returned
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.pass_base import Pass
-from fxpipe.save_points import MIN_BYTES, choose_save_points, first_user, is_tensor, new_placeholder, saved_pairs
+from fxpipe.save_points import (
+    MIN_BYTES,
+    choose_save_points,
+    first_user,
+    is_tensor,
+    names_of_saved,
+    new_placeholder,
+    replay,
+    saved_pairs,
+)
 from fxpipe.triton_kernels import format as formats
-from fxpipe.value_facts import hint, view_source
-
-_COPIED_META = ("stack_trace", "nn_module_stack", "saved_tensor_with_no_vc_check")
-"""The last is AOTAutograd's: it saves the tensors so marked apart from the others, in order of the output."""
-
-
-def parse_format(text: str | None) -> formats.BFPFormat | None:
-    """The format of this text, ``None`` for ``None``; raises FormatError listing what is legal, or for want of a seed."""
-    if text is None:
-        return None
-    try:
-        format = formats.BFPFormat.parse(text)
-    except formats.FormatError as e:
-        raise FormatError(str(e)) from e
-    if format.compress_needs_seed or format.decompress_needs_seed:
-        raise FormatError(f"format '{text}' needs a seed, which save points do not have; '+hash' rounds without one")
-    return format
+from fxpipe.value_facts import memory_order, original_of, view_source
 
 
 @dataclass(frozen=True)
 class ChooseSavePoints(Pass):
-    """Decides for every save point of every stage: keep it, or compress it and in which format.
+    """Decides for every save point of every stage: keep it, compress it in which format, pack it without loss, or recompute it.
 
-    ``format`` of ``none`` keeps everything; values under ``min_bytes`` are kept.
+    ``format``: of all values, or for each pattern of names (``format_rules``); ``none`` keeps. Values under ``min_bytes`` are
+    kept. ``exact_forms``: whether bools, integers of a known range, masks and the like are packed without loss, and copies of
+    parameters computed again.
+
+    Raises:
+        OptionError: an option cannot be, or a pattern of ``format`` matches no saved value of any stage.
     """
 
     name: ClassVar[str] = "choose-save-points"
@@ -47,31 +47,37 @@ class ChooseSavePoints(Pass):
     provides: ClassVar[tuple[type, ...]] = (CompressionPlan,)
     format: str | None = None
     min_bytes: int = MIN_BYTES
+    exact_forms: bool = True
 
     def __post_init__(self) -> None:
-        parse_format(self.format)
+        object.__setattr__(self, "format", FormatRules.parse(self.format).text)
         if self.min_bytes < 0:
             raise OptionError(f"min_bytes is {self.min_bytes}; expected at least 0")
 
     def run(self, program: Program) -> Program:
-        format = parse_format(self.format)
+        rules = FormatRules.parse(self.format)
+        names: list[Names] = []
         points: list[SavePoint] = []
         received: dict[fx.Node, fx.Node] = {}
         sent: list[fx.Node] = []
         stages = program.fact(LoweredStages).stages
         for stage in stages:
             received |= _received(stage, sent)
+            graphs = stage.forward.graph_module.graph, stage.backward.graph_module.graph, _n_outputs(stage)
             points += choose_save_points(
-                stage.forward.graph_module.graph,
-                stage.backward.graph_module.graph,
-                _n_outputs(stage),
-                format,
+                *graphs,
+                rules,
                 stage_index=stage.index,
                 received=received,
                 min_bytes=self.min_bytes,
                 n_lasting=None if stage is stages[-1] else _n_mutations(stage),
+                parameters=_parameters(stage),
+                exact_forms=self.exact_forms,
             )
+            names += names_of_saved(*graphs, received)
             sent = _sent(stage)
+        if problem := rules.unmatched(names):
+            raise OptionError(problem)
         return program.with_facts(CompressionPlan(tuple(points)))
 
 
@@ -125,33 +131,76 @@ class CompressSavePoints(Pass):
 def compress_halves(
     forward: fx.GraphModule, backward: fx.GraphModule, n_outputs: int, points: Iterable[SavePoint]
 ) -> None:
-    """The rewrite: edits both graphs in place for every point whose decision is ``compress``.
+    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``.
 
     ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
     saved values in the same order first. Raises VerifyError where a point names a value that is not saved.
     """
     import fxpipe.triton_kernels.ops  # noqa: F401  (registers the operators)
 
-    chosen = {p.name: p for p in points if p.decision == "compress"}
+    chosen = {p.name: p for p in points if p.decision != "keep"}
     pairs = saved_pairs(forward.graph, backward.graph, n_outputs)
     if missing := sorted(set(chosen) - {n.name for n, _ in pairs}):
         names = ", ".join(n.name for n, _ in pairs)
         raise VerifyError(f"the compression plan names {missing[0]!r}, which forward does not save; it saves {names}")
     outputs = returned(forward.graph)
-    tensors: list[fx.Node] = []
     sizes = [n for n in outputs[n_outputs:] if not is_tensor(n)]
-    fakes = _Fakes()
-    for node, placeholder in pairs:
-        if node.name not in chosen:
-            tensors.append(node)
-            continue
-        format = formats.BFPFormat.parse(chosen[node.name].format)
-        planes = _insert_compress(node, format, fakes)
-        _insert_decompress(node, placeholder, planes, _save_sizes(node, sizes, backward.graph), format, fakes)
-        tensors += planes
+    rewrite = _Rewrite(backward.graph, sizes, dict(pairs))
+    tensors = [
+        t
+        for index, (node, placeholder) in enumerate(pairs)
+        for t in (rewrite.save(node, placeholder, chosen[node.name], index) if node.name in chosen else [node])
+    ]
     set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
     forward.recompile()
     backward.recompile()
+
+
+class _Rewrite:
+    """What forward saves instead of each value, and backward makes of it; ``sizes``: the symbolic ones that forward saves."""
+
+    def __init__(self, backward: fx.Graph, sizes: list[fx.Node], known: dict[fx.Node, fx.Node]) -> None:
+        self.backward, self.sizes, self.known = backward, sizes, known
+        self.fakes = _Fakes()
+
+    def save(self, node: fx.Node, placeholder: fx.Node, point: SavePoint, index: int) -> list[fx.Node]:
+        """Puts the nodes in for one point, the ``index``-th; returns what forward is to save."""
+        if point.decision == "recompute":
+            return self._recompute(node, placeholder)
+        sizes = _save_sizes(node, self.sizes, self.backward)
+        if point.decision == "pack":
+            return self._pack(node, placeholder, ExactForm.parse(point.format), sizes)
+        format = formats.BFPFormat.parse(point.format)
+        planes = _insert_compress(node, format, self.fakes, index)
+        _insert_decompress(node, placeholder, planes, sizes, format, self.fakes, index)
+        return planes
+
+    def _pack(self, node: fx.Node, placeholder: fx.Node, form: ExactForm, sizes: list[int | fx.Node]) -> list[fx.Node]:
+        order = memory_order(node.meta["val"])
+        stored = insert_store(node, _last_use(node), form, order)
+        taken = _placeholders_before(placeholder, [stored])[0]
+        value = insert_restore(taken, first_user(placeholder), form, node, sizes, order)
+        placeholder.replace_all_uses_with(value)
+        self.backward.erase_node(placeholder)
+        return [stored]
+
+    def _recompute(self, node: fx.Node, placeholder: fx.Node) -> list[fx.Node]:
+        """Saves the parameter, unless it is saved already, and copies it in backward again."""
+        source = original_of(node)
+        new = [] if source in self.known else [source]
+        if new:
+            self.known[source] = _placeholders_before(placeholder, new)[0]
+        replay(node, placeholder, source, self.known[source])
+        return new
+
+
+def _placeholders_before(placeholder: fx.Node, saved: Sequence[fx.Node]) -> list[fx.Node]:
+    """One new placeholder of backward for each node that forward saves instead, in the place of the old one."""
+    with placeholder.graph.inserting_before(placeholder):
+        new = [new_placeholder(placeholder.graph, n.name) for n in saved]
+    for taken, node in zip(new, saved, strict=True):
+        describe(taken, node, node.meta["val"])
+    return new
 
 
 class _Fakes:
@@ -165,27 +214,47 @@ class _Fakes:
         key = str((val.shape, val.stride(), val.dtype, val.device)), str(format)
         if key not in self._known:
             order = memory_order(val)
-            planes = torch.ops.fxpipe.bfp_compress.default(val, str(format), order)
-            restored = torch.ops.fxpipe.bfp_decompress.default(planes, str(format), list(val.shape), order, val.dtype)
+            seed = val.new_empty(1, dtype=torch.int64)
+            planes = torch.ops.fxpipe.bfp_compress.default(val, str(format), order, seed)
+            restored = torch.ops.fxpipe.bfp_decompress.default(
+                planes, str(format), list(val.shape), order, val.dtype, seed
+            )
             self._known[key] = planes, restored
         return self._known[key]
 
 
-def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes) -> list[fx.Node]:
+def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes, index: int) -> list[fx.Node]:
     """The compress node after the last forward use of ``node`` or of a view of it, and one node for each plane."""
     graph, val = node.graph, node.meta["val"]
-    arguments = (node, str(format), memory_order(val))
-    with graph.inserting_after(_last_use(node)):
+    at = _last_use(node)
+    seed: tuple[fx.Node, ...] = ()
+    if format.compress_needs_seed:
+        at = _insert_seed(node, at, index)
+        seed = (at,)
+    arguments = (node, str(format), memory_order(val), *seed)
+    with graph.inserting_after(at):
         whole = graph.call_function(torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}")
-    _describe(whole, node, fakes.of(val, format)[0])
+    describe(whole, node, fakes.of(val, format)[0])
     planes = []
     at = whole
     for i, plane in enumerate(format.planes(1)):
         with graph.inserting_after(at):
             at = graph.call_function(operator.getitem, (whole, i), name=f"{node.name}_{plane.name}")
-        _describe(at, node, whole.meta["val"][i])
+        describe(at, node, whole.meta["val"][i])
         planes.append(at)
     return planes
+
+
+def _insert_seed(value: fx.Node, after: fx.Node, index: int) -> fx.Node:
+    """A seed for one save point: of the value's own bits (``seed_of``), so that it changes from step to step.
+
+    A step that is repeated on the same values has the same seeds, under every compiler and from every cache and plan file, and
+    no generator is touched.
+    """
+    with value.graph.inserting_after(after):
+        seed = value.graph.call_function(torch.ops.fxpipe.seed_of.default, (value, index), name=f"seed_{value.name}")
+    describe(seed, value, torch.ops.fxpipe.seed_of.default(value.meta["val"], index))
+    return seed
 
 
 def _save_sizes(node: fx.Node, saved: list[fx.Node], backward: fx.Graph) -> list[int | fx.Node]:
@@ -200,7 +269,7 @@ def _save_sizes(node: fx.Node, saved: list[fx.Node], backward: fx.Graph) -> list
         if isinstance(size, torch.SymInt) and size.node.expr not in known:
             with node.graph.inserting_after(_last_use(node)):
                 saved.append(node.graph.call_function(torch.ops.aten.sym_size.int, (node, dim)))
-            _describe(saved[-1], node, size)
+            describe(saved[-1], node, size)
             known[size.node.expr] = _add_size(backward, saved[-1])
         sizes.append(known[size.node.expr] if isinstance(size, torch.SymInt) else size)
     return sizes
@@ -225,24 +294,20 @@ def _insert_decompress(
     sizes: Sequence[int | fx.Node],
     format: formats.BFPFormat,
     fakes: _Fakes,
+    index: int,
 ) -> None:
     graph, val = placeholder.graph, node.meta["val"]
-    with graph.inserting_before(placeholder):
-        stored = [new_placeholder(graph, p.name) for p in planes]
-    for new, plane in zip(stored, planes, strict=True):
-        _describe(new, node, plane.meta["val"])
-    order = memory_order(val)
-    arguments = (stored, str(format), list(sizes), order, val.dtype)
-    with graph.inserting_before(first_user(placeholder)):
+    stored = _placeholders_before(placeholder, planes)
+    before = first_user(placeholder)
+    seed: tuple[fx.Node, ...] = ()
+    if format.decompress_needs_seed:
+        seed = (_insert_seed(stored[0], before.prev, index),)
+    arguments = (stored, str(format), list(sizes), memory_order(val), val.dtype, *seed)
+    with graph.inserting_before(before):
         value = graph.call_function(torch.ops.fxpipe.bfp_decompress.default, arguments, name=f"decompress_{node.name}")
-    _describe(value, node, fakes.of(val, format)[1])
+    describe(value, node, fakes.of(val, format)[1])
     placeholder.replace_all_uses_with(value)
     graph.erase_node(placeholder)
-
-
-def _describe(new: fx.Node, served: fx.Node, val: object) -> None:
-    new.meta = {k: served.meta[k] for k in _COPIED_META if k in served.meta}
-    new.meta["val"] = val
 
 
 def _last_use(node: fx.Node) -> fx.Node:
@@ -251,18 +316,17 @@ def _last_use(node: fx.Node) -> fx.Node:
     return max((_last_use(r) if view_source(r) is node else r for r in readers), default=node)
 
 
-def memory_order(val: torch.Tensor) -> list[int]:
-    """The dimensions from the slowest to the fastest in memory: the order in which values are compressed without a copy."""
-    strides = [hint(s) for s in val.stride()]
-    return sorted(range(val.dim()), key=lambda d: (-strides[d], d))
-
-
 def _n_mutations(stage: StageGraphs) -> int:
     return sum(1 for b in stage.forward.outputs if b.kind == "mutation")
 
 
 def _n_outputs(stage: StageGraphs) -> int:
     return sum(1 for b in stage.forward.outputs if b.kind != "saved")
+
+
+def _parameters(stage: StageGraphs) -> list[fx.Node]:
+    placeholders = stage.forward.graph_module.graph.find_nodes(op="placeholder")
+    return [n for n, b in zip(placeholders, stage.forward.inputs, strict=True) if b.kind == "parameter"]
 
 
 def _received(stage: StageGraphs, sent: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:

@@ -17,6 +17,7 @@ from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan, TiedParameter
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
+from fxpipe.stage_hints import parse_hints
 from fxpipe.storages import attribute_of
 from fxpipe.units import format_bytes
 
@@ -60,7 +61,7 @@ class PartitionStages(Pass):
     stage_hints: str = ""
 
     def __post_init__(self) -> None:
-        self._hints()
+        parse_hints(self.stage_hints)
         if self.objective not in OBJECTIVES:
             raise OptionError(f"{self.name}: {unknown('objective', self.objective, OBJECTIVES)}")
         for option in ("n_stages", "memory_bytes", "n_microbatches"):
@@ -73,18 +74,13 @@ class PartitionStages(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        rules = cut_rules(program, program.fact(CostTable), self.bandwidth_bytes_per_second, self._hints())
+        rules = cut_rules(
+            program, program.fact(CostTable), self.bandwidth_bytes_per_second, parse_hints(self.stage_hints)
+        )
         chain = rules.chain()
         search = CutSearch(chain)
         cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
         return program.with_facts(_partition(rules, chain, cut, self.objective))
-
-    def _hints(self) -> dict[str, str]:
-        pairs = [item.rpartition("=") for item in self.stage_hints.split(";") if item]
-        for name, equals, hint in pairs:
-            if not equals or not hint:
-                raise OptionError(f"{self.name}: stage hint {name + hint!r} is not of the form MODULE=HINT")
-        return {name: hint for name, _, hint in pairs}
 
     def _limits(self, n_stages: int) -> Limits:
         return Limits(n_stages, self.memory_bytes, self.n_microbatches)

@@ -155,9 +155,7 @@ def test_a_softmax_is_saved_rather_than_the_scores_that_it_came_from():
     plans = []
     step(model, (), kwargs, format="bfp4b32", on_plan=plans.append)
     attention = [p for p in plans[0].save_points if p.shape == (8, 4, 64, 64)]
-    assert [(p.dtype, p.reason) for p in attention if p.decision == "keep"] == [
-        ("bool", "integer or bool")
-    ]  # dropout's
+    assert [(p.dtype, p.format) for p in attention if p.decision == "pack"] == [("bool", "bits")]  # dropout's
     assert {p.format for p in attention if p.decision == "compress"} == {"bfp4b32+unsigned"}
     assert not [p for p in plans[0].save_points if p.reason == "exponentiated in backward"]
 
@@ -181,10 +179,17 @@ def test_what_a_checkpoint_computes_again_is_not_saved():
         (
             {"fromat": "bfp4b32"},
             OptionError,
-            r"unknown option 'fromat'; known: format, min_bytes, on_plan, partitioner",
+            r"unknown option 'fromat'; known: exact_forms, format, min_bytes, on_plan, partitioner",
         ),
         ({"format": "bfp4b33"}, FormatError, r"bfp4b33"),
-        ({"format": 4}, OptionError, r"option format is a text such as 'bfp8b32', or None; found 4"),
+        (
+            {"format": 4},
+            OptionError,
+            r"option format is a text .*, a mapping from patterns to such texts, or None; found 4",
+        ),
+        ({"format": {"*.mlp": 4}}, OptionError, r"option format is a text .*; found {'\*\.mlp': 4}"),
+        ({"format": {"*.mlp": "bfp4"}}, FormatError, r"pattern '\*\.mlp': format 'bfp4' cannot be"),
+        ({"exact_forms": 1}, OptionError, r"option exact_forms is True or False; found 1"),
         ({"partitioner": "max-cut"}, OptionError, r"unknown partitioner 'max-cut'; known: default, min-cut"),
         ({"min_bytes": "4KiB"}, OptionError, r"option min_bytes is a number of bytes, 0 or more; found '4KiB'"),
         ({"min_bytes": -1}, OptionError, r"option min_bytes is a number of bytes, 0 or more; found -1"),
@@ -285,8 +290,9 @@ def test_the_cache_on_disk_and_a_function_that_must_be_called():
 def test_the_cache_key_holds_every_option():
     plain = BackendOptions(format="bfp4b32")
     others = [replace(plain, format=None), replace(plain, min_bytes=1), replace(plain, partitioner="default")]
+    others += [replace(plain, exact_forms=False), replace(plain, format={"aten.relu": "none", "default": "bfp4b32"})]
     keys = [CompressingPartitioner(o).uuid() for o in [plain, *others]]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 6
     assert CompressingPartitioner(BackendOptions(format="bfp4b32")).uuid() == keys[0]
     reporting = CompressingPartitioner(replace(plain, on_plan=print))
     assert None not in (first := reporting.uuid(), second := CompressingPartitioner(reporting.options).uuid())
@@ -339,9 +345,10 @@ def test_autocast_keeps_the_copies_of_the_parameters_exact():
     shapes = {tuple(p.shape) for p in model.parameters()}
     copies = [p for p in points if p.dtype == "bfloat16" and {p.shape, p.shape[::-1]} & shapes]
     assert len(copies) == 8  # q, k, v, o; gate, up, down; head
-    assert {p.reason for p in copies} == {"copy of a parameter or input"}
-    masks = [p for p in points if p.reason == "may hold infinities"]
-    assert [p.dtype for p in masks] == ["bfloat16"]
+    assert {(p.decision, p.reason, p.stored_bytes) for p in copies} == {("recompute", "copy of a parameter", 0)}
+    masks = [p for p in points if p.format == "either(-inf,0.0)"]
+    assert [(p.decision, p.dtype) for p in masks] == [("pack", "bfloat16")]
+    assert near.saved_bytes == plans[0].stored_bytes
 
 
 def test_logits_that_backward_exponentiates_stay_exact_under_autocast():
@@ -356,6 +363,29 @@ def test_logits_that_backward_exponentiates_stay_exact_under_autocast():
     loss(x).backward()
     logits = [p for p in plans[0].save_points if p.shape == (128, 64)]
     assert [p.reason for p in logits] in (["exponentiated in backward"], ["log-softmax"])
+
+
+def test_a_format_for_each_pattern():
+    model, x, plans = Summed(), torch.randn(256, 32), []
+    formats = {"aten.relu": "none", "network.0": "bfp8b32", "default": "bfp4b32"}
+    step(model, (x,), format=formats, partitioner="default", on_plan=plans.append)
+    points = {p.operator.removesuffix(".default"): p.format for p in plans[0].save_points if p.shape == (256, 64)}
+    assert points == {"aten.addmm": "bfp8b32", "aten.gelu": "bfp4b32", "aten.relu": ""}
+
+
+def test_a_pattern_that_matches_nothing_in_a_graph_is_told():
+    with pytest.warns(UserWarning, match=r"'\*\.mpl\.\*' matches none of the 5 values .*; modules network\.0, "):
+        step(Summed(), (torch.randn(256, 32),), format={"*.mpl.*": "bfp4b32"}, partitioner="default")
+
+
+def test_a_format_with_seeds():
+    """The same step twice is the same to the bit; another step rounds otherwise; dropout draws the numbers that it drew."""
+    model, x = nn.Sequential(nn.Dropout(0.1), Summed()), torch.randn(256, 32)
+    plain = step(model, (x,), backend="inductor")
+    first, again = (step(model, (x,), format="bfp4b32+sr+dither") for _ in range(2))
+    assert torch.equal(first.loss, plain.loss)
+    assert torch.equal(first.gradient, again.gradient)
+    assert 0 < first.error(plain) < 0.3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import cpu, tiling
+from . import cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
 from .format import BFPFormat
 from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name

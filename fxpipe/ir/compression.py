@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from fxpipe.errors import VerifyError, unknown
 
-DECISIONS = ("keep", "compress")
+DECISIONS = ("keep", "compress", "pack", "recompute")
 
 
 @dataclass(frozen=True)
 class SavePoint:
     """A value that forward keeps for backward in one stage.
 
-    ``decision`` is ``keep`` or ``compress``; ``format`` the text of the BFP format where compressed, else empty;
-    ``reason`` says why in words. ``stored_bytes`` is what stays in memory between forward and backward.
-    Bytes are for one microbatch.
+    ``decision`` is ``keep``, ``compress``, where ``format`` is the text of the BFP format, ``pack``, where it is that of an
+    exact form (``fxpipe.exact_forms``), or ``recompute``, from a parameter; ``reason`` says why in words.
+    ``stored_bytes`` is what stays in memory between forward and backward. Bytes are for one microbatch.
     """
 
     stage_index: int
@@ -30,7 +30,7 @@ class SavePoint:
     def __post_init__(self) -> None:
         if self.decision not in DECISIONS:
             raise VerifyError(unknown("save point decision", self.decision, DECISIONS))
-        if (self.decision == "compress") != bool(self.format):
+        if (self.decision in ("compress", "pack")) != bool(self.format):
             raise VerifyError(f"save point {self.name}: decision {self.decision!r} with format {self.format!r}")
 
 

@@ -7,16 +7,23 @@ import torch
 from models import MODELS
 from stages import assert_same, compressed, eager, lowered, relative_error, run
 
-from fxpipe.errors import FormatError, VerifyError
+from fxpipe.errors import VerifyError
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.stage_graphs import LoweredStages
-from fxpipe.passes.compress import CompressSavePoints, compress_halves, parse_format
+from fxpipe.passes.compress import CompressSavePoints, compress_halves
 from fxpipe.triton_kernels import ops  # noqa: F401  (registers the operators)
 from fxpipe.triton_kernels.format import WIDTHS
 from fxpipe.value_facts import view_source
 
 COMPRESS = torch.ops.fxpipe.bfp_compress.default
 DECOMPRESS = torch.ops.fxpipe.bfp_decompress.default
+aten, prims, fxpipe = torch.ops.aten, torch.ops.prims, torch.ops.fxpipe
+STORE = {fxpipe.pack_bools.default, aten.permute.default, aten.eq.Scalar, aten.le.Scalar}
+RESTORE = {
+    fxpipe.unpack_bools.default, aten.permute.default, aten.full_like.default, aten.where.self, aten.logical_not.default,
+    prims.convert_element_type.default,
+}  # fmt: skip
+"""Of exact forms."""
 
 BOUNDS = {
     "bfp4b32": 0.25,
@@ -81,7 +88,11 @@ def test_compress_comes_right_after_the_last_use(name):
             last = max([nodes.index(u) for u in users] or [nodes.index(value)])
             assert last < at
             between = {n.target for n in nodes[last + 1 : at]}
-            assert between <= {COMPRESS, operator.getitem}  # of other values that are done with at the same place
+            assert between <= {
+                COMPRESS,
+                operator.getitem,
+                *STORE,
+            }  # of other values that are done with at the same place
             assert value not in forward.output_node().args[0] or value.op == "placeholder" or is_sent(forward, value)
 
 
@@ -97,7 +108,7 @@ def test_decompress_comes_right_before_the_first_use(name):
         for at, node in enumerate(nodes):
             if node.target is DECOMPRESS:
                 first = min(nodes.index(u) for u in node.users)
-                assert {n.target for n in nodes[at + 1 : first]} <= {DECOMPRESS}
+                assert {n.target for n in nodes[at + 1 : first]} <= {DECOMPRESS, *RESTORE}
 
 
 @pytest.mark.parametrize("name", ["cnn", "gpt"])
@@ -139,13 +150,3 @@ def test_a_plan_that_names_a_value_that_is_not_saved():
         VerifyError, match="the compression plan names 'relu_9', which forward does not save; it saves primals"
     ):
         compress_halves(forward, backward, n_outputs, [point])
-
-
-def test_formats_are_parsed():
-    assert parse_format(None) is None
-    assert str(parse_format("bfp4b32+unsigned")) == "bfp4b32+unsigned"
-    with pytest.raises(FormatError, match="bfp9b32"):
-        parse_format("bfp9b32")
-    for text in ("bfp4b32+sr", "bfp4b32+dither"):
-        with pytest.raises(FormatError, match="needs a seed, which save points do not have"):
-            parse_format(text)
