@@ -52,17 +52,20 @@ static void first_scales(const Format *format, const int32_t *counted, const int
 }
 
 /* Give the scale the sign of the block's largest value: minus if -x is larger than any x. */
-static void sign_scales(const Format *format, const uint32_t *values, int32_t *restrict codes, int n_blocks) {
+INLINE void sign_of_blocks(const uint32_t *values, int32_t *restrict codes, int n_blocks, int32_t nan, int block) {
     for (int b = 0; b < n_blocks; b++) {
         int32_t positive = 0;
         uint32_t negative = SIGN;
-        for (int i = 0; i < format->block; i++) {
-            uint32_t bits = values[b * format->block + i];
-            positive = greatest(positive, (int32_t)bits);
-            negative = bits > negative ? bits : negative;
-        }
-        if (codes[b] != format->scale_nan && (uint32_t)positive < negative - SIGN) codes[b] |= format->scale_nan + 1;
+        for (int i = 0; i < block; i++) positive = greatest(positive, (int32_t)values[b * block + i]);
+        for (int i = 0; i < block; i++) negative = values[b * block + i] > negative ? values[b * block + i] : negative;
+        codes[b] |= codes[b] != nan && (uint32_t)positive < negative - SIGN ? nan + 1 : 0;
     }
+}
+
+static void sign_scales(const Format *format, const uint32_t *values, int32_t *codes, int n_blocks) {
+#define CALL(block) sign_of_blocks(values, codes, n_blocks, format->scale_nan, block)
+    FOR_BLOCK(format->block, CALL)
+#undef CALL
 }
 
 /* The code `offset` from `first`, within the range, of the same sign; NaN and the scale of zeros stay. */

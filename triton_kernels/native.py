@@ -1,4 +1,4 @@
-"""The path for CPU tensors compiled from ``bfp.c`` and ``bfp_*.h``: built on first use, kept in a cache, bit-equal.
+"""The path for CPU tensors compiled from ``bfp.c`` and ``bfp_*.h``: built on first use, equal to ``reference`` bit for bit.
 
 The compiler is one that Inductor would need anyway. Where there is none, or it fails, that is logged once and ``cpu``
 goes on with eager operators; FXPIPE_NATIVE=0 in the environment asks for those. The kernel runs in torch's own OpenMP
