@@ -16,6 +16,7 @@ FLOORS = {
         "fxpipe/runtime/__init__.py",
         "fxpipe/tables.py",
         "fxpipe/value_facts.py",
+        "triton_kernels/bit_fields.py",
         "triton_kernels/codebooks.py",
         "triton_kernels/planes.py",
         "triton_kernels/rounding.py",
@@ -101,6 +102,7 @@ FLOORS = {
         "fxpipe/runtime/pipe.py",
         "fxpipe/runtime/torch_pp.py",
         "triton_kernels/shared_scales.py",
+        "triton_kernels/streams.py",
     ],
     6: [
         "fxpipe/cut_rules.py",
@@ -111,8 +113,14 @@ FLOORS = {
         "fxpipe/runtime/local.py",
         "fxpipe/splice.py",
         "triton_kernels/learned.py",
+        "triton_kernels/lossless_codings.py",
     ],
-    7: ["fxpipe/layer_profile.py", "fxpipe/planner/fastest.py", "triton_kernels/reference.py"],
+    7: [
+        "fxpipe/layer_profile.py",
+        "fxpipe/planner/fastest.py",
+        "triton_kernels/lossless.py",
+        "triton_kernels/reference.py",
+    ],
     8: [
         "fxpipe/format_page.py",
         "fxpipe/planner/single_devices.py",
