@@ -63,6 +63,7 @@ FLOORS = {
         "fxpipe/trace.py",
         "fxpipe/verify.py",
         "triton_kernels/impossible.py",
+        "triton_kernels/zero_kernels.py",
     ],
     3: [
         "fxpipe/__main__.py",
@@ -103,6 +104,7 @@ FLOORS = {
         "fxpipe/runtime/torch_pp.py",
         "triton_kernels/shared_scales.py",
         "triton_kernels/streams.py",
+        "triton_kernels/zero_reference.py",
     ],
     6: [
         "fxpipe/cut_rules.py",
@@ -127,7 +129,7 @@ FLOORS = {
         "triton_kernels/launch.py",
         "triton_kernels/native.py",
     ],
-    9: ["fxpipe/planner/partition.py", "triton_kernels/cpu.py"],
+    9: ["fxpipe/planner/partition.py", "triton_kernels/cpu.py", "triton_kernels/zero_coding.py"],
     10: ["fxpipe/planner/explain.py", "fxpipe/planner/report.py", "triton_kernels/ops.py"],
     11: [
         "fxpipe/planner/command.py",
