@@ -4,9 +4,10 @@
 
 Bits are all-in: codes, scales, outliers; the Gaussian limit is 6.02 dB a bit. Data: unit Gaussian; Student's t with 3 degrees
 of freedom; 256 channels of lognormal width; the ReLU and the GELU of a Gaussian. ``ideal`` is the first-order entropy of the
-codes and of the scales, and the bits of the outliers; ``entropy`` and ``deflate`` are the bytes that ``lossless.encode`` makes of
-the planes with these codings, decoded again to be sure, tables and header included: all in bits a value and for Gaussian data. Other formats are simulated value by value, with unlimited range where theirs is limited.
-Formats are encoded by the definition, ``fxpipe.triton_kernels.reference``, so any correct kernel has these figures.
+codes and of the scales, and the bits of the outliers; ``entropy`` and ``deflate`` are the bytes that ``lossless.encode`` makes
+of the planes with these codings, decoded again to be sure, tables and header included: all in bits a value and for Gaussian
+data. Other formats are simulated value by value, with unlimited range where theirs is limited. Formats are encoded by the
+definition, ``fxpipe.triton_kernels.reference``, so any correct kernel has these figures.
 Prints a table, or JSON. ``--check`` exits with 1 where a figure of ``TARGETS`` is missed.
 """
 
