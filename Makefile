@@ -37,8 +37,9 @@ bench: $(READY)  ## measure speed, memory and exactness against their figures
 kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail where one misses its budget
 	$(BIN)/python tools/kernel_report.py --check
 
-bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures
+bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures; lossless codings
 	$(BIN)/python tools/bench_formats.py --check
+	$(BIN)/python tools/bench_lossless.py
 
 bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
 	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}

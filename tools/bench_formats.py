@@ -4,10 +4,10 @@
 
 Bits are all-in: codes, scales, outliers; the Gaussian limit is 6.02 dB a bit. Data: unit Gaussian; Student's t with 3 degrees
 of freedom; 256 channels of lognormal width; the ReLU and the GELU of a Gaussian. ``ideal`` is the first-order entropy of the
-codes and of the scales, ``zlib`` what zlib's Huffman codes make of the codes, one a byte, and of the other planes, and
-``rANS`` the bytes of a range coder with fixed frequencies and its tables (shown for formats meant for it), all in bits a
-value and for Gaussian data. Other formats are simulated value by value, with unlimited range where theirs is limited.
-Formats are encoded by the definition, ``fxpipe.triton_kernels.reference``, so any correct kernel has these figures.
+codes and of the scales, and the bits of the outliers; ``entropy`` and ``deflate`` are the bytes that ``lossless.encode`` makes
+of the planes with these codings, decoded again to be sure, tables and header included: all in bits a value and for Gaussian
+data. Other formats are simulated value by value, with unlimited range where theirs is limited. Formats are encoded by the
+definition, ``fxpipe.triton_kernels.reference``, so any correct kernel has these figures.
 Prints a table, or JSON. ``--check`` exits with 1 where a figure of ``TARGETS`` is missed.
 """
 
@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fxpipe import printing
-from fxpipe.triton_kernels import BFPFormat, packing, reference
+from fxpipe.triton_kernels import BFPFormat, lossless, packing, reference
 
 DATA = ("gauss", "t3", "channels", "relu", "gelu")
 BLOCK = 256  # values of a group of the affine format
@@ -49,7 +48,7 @@ TARGETS = (  # data, at most so many bits, at least so many dB; or so many after
     ("t3", 4.3, 18.8),
     ("relu", 4.25, 25.0),
     ("gauss, ideal", 4.0, 22.0),
-    ("gauss, rANS", 4.0, 22.0),
+    ("gauss, entropy", 4.0, 22.0),
 )
 
 
@@ -61,8 +60,8 @@ class Row:
     bits: float
     decibels: dict[str, float]
     ideal_bits: float | None = None
-    zlib_bits: float | None = None
-    rans_bits: float | None = None
+    entropy_bits: float | None = None
+    deflate_bits: float | None = None
 
 
 def main() -> int:
@@ -109,25 +108,22 @@ def measured(text: str, data: dict[str, Tensor]) -> Row:
         planes = reference.compress(x, fmt, seed)
         found[name] = decibels(x, reference.decompress(planes, fmt, x.numel(), x.dtype, seed))
         if name == "gauss":
-            codes, scales, others = streams(planes, fmt, x.numel())
-            coded = [
-                round(total / x.numel(), 4)
-                for total in (
-                    entropy(codes) * codes.numel() + entropy(scales) * scales.numel() + others,
-                    huffman_bits(codes) + huffman_bits(scales) + others,
-                )
-            ]
-            if text in ENTROPY_CODED:
-                coded.append(round((rans_bits(codes) + rans_bits(scales) + others) / x.numel(), 4))
+            total_bits = (
+                ideal_bits(planes, fmt, x.numel()),
+                coded_bits(planes, fmt, x.numel(), "entropy"),
+                coded_bits(planes, fmt, x.numel(), "deflate"),
+            )
+            coded = [round(total / x.numel(), 4) for total in total_bits]
     return Row(text, fmt.bits_per_value, found, *coded)
 
 
-def streams(planes: tuple[Tensor, ...], fmt: BFPFormat, numel: int) -> tuple[Tensor, Tensor, int]:
-    """The codes, the scales, and the bits of all else."""
+def ideal_bits(planes: tuple[Tensor, ...], fmt: BFPFormat, numel: int) -> float:
+    """The entropy of the codes and of the scales, and the bits of all else."""
     n_codes = len(fmt.group_planes)
     codes = packing.unpack(planes[:n_codes], fmt.width, fmt.group_planes).flatten()
     scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-    return codes, scales, 16 * fmt.outliers * scales.numel()
+    others = 16 * fmt.outliers * scales.numel()
+    return entropy(codes) * codes.numel() + entropy(scales) * scales.numel() + others
 
 
 def entropy(symbols: Tensor) -> float:
@@ -135,39 +131,11 @@ def entropy(symbols: Tensor) -> float:
     return float(-(shares[shares > 0] * shares[shares > 0].log2()).sum())
 
 
-def huffman_bits(symbols: Tensor) -> int:
-    """Bits that zlib makes of the symbols, one a byte, with Huffman codes alone."""
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
-    return 8 * len(deflate.compress(symbols.to(torch.uint8).numpy().tobytes()) + deflate.flush())
-
-
-def rans_bits(symbols: Tensor, precision: int = 14) -> int:
-    """Bits of the symbols under a range coder with fixed frequencies, and of its table; decoded again to be sure.
-
-    Source: Duda, Asymmetric numeral systems (2013); bytes at a time.
-    """
-    counts = symbols.bincount()
-    exact = counts * (1 << precision) // symbols.numel()
-    frequencies = torch.where(counts > 0, exact.clamp(min=1), 0)
-    frequencies[frequencies.argmax()] += (1 << precision) - frequencies.sum()
-    starts = (frequencies.cumsum(0) - frequencies).tolist()
-    table = frequencies.tolist()
-    state, out = 1 << 23, bytearray()
-    for symbol in reversed(symbols.tolist()):
-        frequency = table[symbol]
-        while state >= frequency << (31 - precision):
-            out.append(state & 0xFF)
-            state >>= 8
-        state = (state // frequency << precision) + state % frequency + starts[symbol]
-    n_bytes = len(out) + 4 + 2 * len(table)
-    of_slot = torch.repeat_interleave(torch.arange(len(table)), frequencies).tolist()
-    for symbol in symbols.tolist():
-        slot = state & ((1 << precision) - 1)
-        assert of_slot[slot] == symbol, "the range coder lost its place"
-        state = table[symbol] * (state >> precision) + slot - starts[symbol]
-        while state < 1 << 23 and out:
-            state = state << 8 | out.pop()
-    return 8 * n_bytes
+def coded_bits(planes: tuple[Tensor, ...], fmt: BFPFormat, numel: int, coding: str) -> int:
+    """Bits of all that must be kept, which gives the planes again."""
+    data = lossless.encode(planes, fmt, (numel,), coding)
+    assert all(map(torch.equal, lossless.decode(data, fmt, (numel,)), planes)), f"{coding} lost a bit of '{fmt}'"
+    return 8 * data.numel()
 
 
 def simulated(name: str, bits: float, restore: Callable[[Tensor], Tensor], data: dict[str, Tensor]) -> Row:
@@ -229,7 +197,7 @@ def check(rows: list[Row], data: str, bits: float, wanted: float) -> dict[str, o
     kind, _, coding = data.partition(", ")
     best, name = -math.inf, "none"
     for row in rows:
-        spent = {"": row.bits, "ideal": row.ideal_bits, "rANS": row.rans_bits}[coding]
+        spent = {"": row.bits, "ideal": row.ideal_bits, "entropy": row.entropy_bits}[coding]
         if row.name.startswith("bfp") and spent is not None and spent <= bits and row.decibels.get(kind, best) > best:
             best, name = row.decibels[kind], row.name
     return {"data": data, "bits": bits, "wanted": wanted, "found": best, "format": name, "reached": best >= wanted}
@@ -245,10 +213,10 @@ def verdict(made: dict[str, object]) -> str:
 def table(rows: list[Row]) -> str:
     lines = [
         [r.name, f"{r.bits:.3f}", *(shown(r.decibels.get(kind)) for kind in DATA), f"{6.0206 * r.bits:.2f}",
-         shown(r.ideal_bits), shown(r.zlib_bits), shown(r.rans_bits)]
+         shown(r.ideal_bits), shown(r.entropy_bits), shown(r.deflate_bits)]
         for r in sorted(rows, key=lambda r: r.bits)
     ]  # fmt: skip
-    return printing.table(lines, ["format", "bits", *DATA, "limit, gauss", "ideal bits", "zlib bits", "rANS bits"])
+    return printing.table(lines, ["format", "bits", *DATA, "limit, gauss", "ideal bits", "entropy", "deflate"])
 
 
 def shown(number: float | None) -> str:
