@@ -16,10 +16,11 @@ from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_
 
 from fxpipe import backward_facts, save_points, value_facts
 from fxpipe.errors import OptionError, unknown
+from fxpipe.graph_module import set_own_values
 from fxpipe.ir.compression import CompressionPlan
+from fxpipe.joint import PARTITIONERS
 from fxpipe.passes import compress
 from fxpipe.passes.compress import compress_halves, parse_format
-from fxpipe.passes.lower import PARTITIONERS
 from fxpipe.save_points import MIN_BYTES, choose_save_points, save_relus, save_softmaxes, share_storages
 from fxpipe.triton_kernels import format as formats, ops
 
@@ -83,6 +84,7 @@ class CompressingPartitioner(CustomPartitionerFn):
             forward.graph, backward.graph, n_outputs, parse_format(options.format), min_bytes=options.min_bytes
         )
         compress_halves(forward, backward, n_outputs, points)
+        set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))
         return forward, backward

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 import torch.fx as fx
 import torch.nn as nn
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
@@ -40,6 +41,17 @@ def set_returned(graph: fx.Graph, values: Sequence[Any]) -> None:
     """Makes the graph return these, as a list or tuple like before."""
     output = graph.output_node()
     output.args = (list(values) if isinstance(output.args[0], list) else tuple(values),)
+
+
+def set_own_values(graph: fx.Graph) -> None:
+    """Gives every placeholder a ``meta["val"]`` of its own: compilers take two inputs with one value for one input."""
+    seen: set[int] = set()
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if id(value) in seen and isinstance(value, torch.Tensor):
+            value = value.new_empty_strided(value.shape, value.stride())
+            node.meta = {**node.meta, "val": value}
+        seen.add(id(value))
 
 
 def lazy_graph_modules() -> AbstractContextManager[None]:

@@ -59,13 +59,19 @@ def _run(step: Pass, before: Program) -> Program:
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Puts the search for cyclic garbage off: it would visit the many objects that passes make, and keep, again and again."""
+    """Puts the search for cyclic garbage off: it would visit the many objects that passes make, and keep, again and again.
+
+    Afterwards they count as old at once, by way of freezing and thawing; else the next search would visit them all as new.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -6,6 +6,7 @@ Equal calls are probed once, so the walk costs as much as the different layers o
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx as fx
@@ -88,14 +89,18 @@ def attribute_of(graph_module: nn.Module, node: fx.Node) -> Any:
     return found
 
 
+_PROBES: WeakKeyDictionary[FakeTensorMode, dict[Hashable, Probe]] = WeakKeyDictionary()
+"""What was probed for one program, by any of the passes that walk over it."""
+
+
 class _Walker:
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = graph_module
         self.result = Walk()
         self.tokens: dict[fx.Node, Hashable] = {}
-        self.probes: dict[Hashable, Probe] = {}
         self.brought: dict[int, Storage] = {}
         self.mode = _fake_mode(graph_module)
+        self.probes = _PROBES.setdefault(self.mode, {})
 
     def run(self) -> Walk:
         for node in self.graph_module.graph.nodes:

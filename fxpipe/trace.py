@@ -9,7 +9,7 @@ import torch.fx as fx
 import torch.nn as nn
 import torch.utils._pytree as pytree
 
-from fxpipe.errors import TraceError
+from fxpipe.errors import OptionError, TraceError
 from fxpipe.graph_module import returned
 from fxpipe.ir.program import Program, Signature
 
@@ -50,7 +50,12 @@ def trace(
 
     Raises:
         TraceError: the model cannot be captured; names the place in the model and says what to do.
+        OptionError: a ``target`` without a ``loss_fn``.
     """
+    if target is not None and loss_fn is None:
+        raise OptionError(
+            "a target is given but no loss_fn to take it; give loss_fn(output, target), or leave target out"
+        )
     call: tuple[Any, ...] = (args, dict(kwargs or {}), target)
     leaves, in_spec = pytree.tree_flatten(call)
     keyed: list[tuple[Any, Any]] = pytree.tree_flatten_with_path(call)[0]

@@ -135,26 +135,44 @@ def compress_halves(
     outputs = returned(forward.graph)
     tensors: list[fx.Node] = []
     sizes = [n for n in outputs[n_outputs:] if not is_tensor(n)]
+    fakes = _Fakes()
     for node, placeholder in pairs:
         if node.name not in chosen:
             tensors.append(node)
             continue
         format = formats.BFPFormat.parse(chosen[node.name].format)
-        planes = _insert_compress(node, format)
-        _insert_decompress(node, placeholder, planes, _save_sizes(node, sizes, backward.graph), format)
+        planes = _insert_compress(node, format, fakes)
+        _insert_decompress(node, placeholder, planes, _save_sizes(node, sizes, backward.graph), format, fakes)
         tensors += planes
     set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
     forward.recompile()
     backward.recompile()
 
 
-def _insert_compress(node: fx.Node, format: formats.BFPFormat) -> list[fx.Node]:
+class _Fakes:
+    """What the operators make of values, asked once for each layout: a model has many values of few."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], tuple[list[torch.Tensor], torch.Tensor]] = {}
+
+    def of(self, val: torch.Tensor, format: formats.BFPFormat) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The planes that store ``val``, and what they are decompressed to."""
+        key = str((val.shape, val.stride(), val.dtype, val.device)), str(format)
+        if key not in self._known:
+            order = memory_order(val)
+            planes = torch.ops.fxpipe.bfp_compress.default(val, str(format), order)
+            restored = torch.ops.fxpipe.bfp_decompress.default(planes, str(format), list(val.shape), order, val.dtype)
+            self._known[key] = planes, restored
+        return self._known[key]
+
+
+def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes) -> list[fx.Node]:
     """The compress node after the last forward use of ``node`` or of a view of it, and one node for each plane."""
     graph, val = node.graph, node.meta["val"]
     arguments = (node, str(format), memory_order(val))
     with graph.inserting_after(_last_use(node)):
         whole = graph.call_function(torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}")
-    _describe(whole, node, torch.ops.fxpipe.bfp_compress.default(val, *arguments[1:]))
+    _describe(whole, node, fakes.of(val, format)[0])
     planes = []
     at = whole
     for i, plane in enumerate(format.planes(1)):
@@ -201,6 +219,7 @@ def _insert_decompress(
     planes: Sequence[fx.Node],
     sizes: Sequence[int | fx.Node],
     format: formats.BFPFormat,
+    fakes: _Fakes,
 ) -> None:
     graph, val = placeholder.graph, node.meta["val"]
     with graph.inserting_before(placeholder):
@@ -211,9 +230,7 @@ def _insert_decompress(
     arguments = (stored, str(format), list(sizes), order, val.dtype)
     with graph.inserting_before(first_user(placeholder)):
         value = graph.call_function(torch.ops.fxpipe.bfp_decompress.default, arguments, name=f"decompress_{node.name}")
-    stored_vals = [p.meta["val"] for p in stored]
-    fake = torch.ops.fxpipe.bfp_decompress.default(stored_vals, str(format), list(val.shape), order, val.dtype)
-    _describe(value, node, fake)
+    _describe(value, node, fakes.of(val, format)[1])
     placeholder.replace_all_uses_with(value)
     graph.erase_node(placeholder)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxpipe.errors import TraceError
+from fxpipe.errors import OptionError, TraceError
 from fxpipe.trace import trace
 
 X = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
@@ -104,3 +104,8 @@ def test_dynamic_of_a_dimension_that_the_model_fixes():
     assert "Constraints violated" in found
     assert found.endswith("asks to keep symbolic; leave that dimension out")
     assert trace(nn.Linear(4, 4), (X,)).signature.sizes == {}  # nothing is left behind on the example
+
+
+def test_a_target_without_a_loss_function():
+    with pytest.raises(OptionError, match="a target is given but no loss_fn to take it"):
+        trace(nn.Linear(4, 4), (X,), target=X)

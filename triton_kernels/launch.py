@@ -59,7 +59,8 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
 def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel: int) -> Any:
     """The compiled kernel for ``target``, which need not be present; its ``asm`` has "ptx" and "cubin", or "amdgcn".
 
-    ``numel`` decides what the launch of so many values would: whether all tiles are full, and how sizes divide.
+    ``numel`` decides what the launch of so many values would: whether all tiles are full, how sizes divide, and
+    whether they need 64 bits.
     Does not work under ``TRITON_INTERPRET=1``.
     """
     kernel = KERNELS[kind]
@@ -68,7 +69,7 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
         "y_ptr": _POINTERS[dtype],
-        "numel": "i32",
+        "numel": "i32" if numel < 2**31 else "i64",
         "place_bits": "i32",
     }
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxpipe.errors import RuntimeFailure
+from fxpipe.graph_module import set_own_values
 from fxpipe.ir.action import Action, ComputationType as Type
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, StageGraphs
 from fxpipe.simulate import Event
@@ -45,7 +46,8 @@ def inductor(half: HalfGraph) -> BoxedCall:
     returned: Any = half.graph_module.graph.output_node().args[0]
     computed = list(dict.fromkeys(n for n in returned if n is not None and n.op != "placeholder"))
     graph.output(tuple(mapping[n] for n in computed))
-    examples = [n.meta["val"] for n in placeholders]
+    set_own_values(graph)
+    examples = [mapping[n].meta["val"] for n in placeholders]
     compiled = standalone_compile(fx.GraphModule(half.graph_module, graph), examples, dynamic_shapes="from_graph")
     from_input = {n: i for i, n in enumerate(placeholders)}
     from_result = {n: i for i, n in enumerate(computed)}

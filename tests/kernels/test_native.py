@@ -66,7 +66,7 @@ def test_any_size_at_any_address(fmt, dtype, n, skipped, seed, decoded):
 @pytest.mark.parametrize("n", [CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 33])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads_share_the_work(n, dtype):
-    assert_equal(BFPFormat.parse("bfp3b16"), every_class(n // 10 + 1, dtype)[:n], dtype)
+    assert_equal(BFPFormat.parse("bfp3b16"), every_class(n // 14 + 1, dtype)[:n], dtype)
 
 
 @compiled
