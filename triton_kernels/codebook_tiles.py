@@ -24,15 +24,24 @@ def _four_bytes(value: int) -> int:
 
 
 @triton.constexpr_function
-def _table(levels, place: int) -> int:
-    """Four levels, a byte each, as an int32."""
-    word = int.from_bytes(bytes(level & 255 for level in levels[4 * place : 4 * place + 4]).ljust(4, b"\0"), "little")
+def _table(C, place: int) -> int:
+    """Four levels, a byte each, as an int32; those with their signs plus 128."""
+    levels = [level + 128 * C.scale_signed for level in C.levels[4 * place : 4 * place + 4]]
+    word = int.from_bytes(bytes(levels).ljust(4, b"\0"), "little")
     return word - 2**32 if word >= 2**31 else word
 
 
 @triton.jit
-def grid(bits, reciprocal, C: tl.constexpr):
-    """The n [N, 4] (uint32), in the lowest byte, of float32 bits; the other bytes are those of ``grid_excess``."""
+def grid(a, b, reciprocal, C: tl.constexpr):
+    """Two words [N] (uint32) of the n of values 0 2 1 3, and of 4 6 5 7, a byte each; under a signed scale n + 128."""
+    low, high = _four(_grid(a, reciprocal, C), _grid(b, reciprocal, C), C.dtype != 0)
+    EXCESS: tl.constexpr = _grid_excess(C)
+    return low - EXCESS, high - EXCESS
+
+
+@triton.jit
+def _grid(bits, reciprocal, C: tl.constexpr):
+    """The n [N, 4] (uint32) of float32 bits, plus what the constants leave above the lowest byte."""
     x = bits.to(tl.float32, bitcast=True)
     if C.scale_signed:
         n = tl.fma(x, reciprocal, _ROUND + 128).to(tl.int32, bitcast=True)
@@ -47,44 +56,74 @@ def grid(bits, reciprocal, C: tl.constexpr):
 
 
 @triton.constexpr_function
-def grid_excess(C) -> int:
+def _grid_excess(C) -> int:
     """What four such n add up to too much, each at its byte of a word."""
     each = 0 if C.unsigned else 0x4B400000 if C.scale_signed else 0x4B000000
     return _four_bytes(each) % 2**32
 
 
 @triton.jit
-def negative(bits, C: tl.constexpr):
-    """1 (uint32) for values below zero; for minus zero only where it does not matter."""
-    if C.levels[0] > 0:
-        bits = (bits.to(tl.float32, bitcast=True) + 0.0).to(tl.int32, bitcast=True)
-    return bits.to(tl.uint32, bitcast=True) >> 31
+def _four(a, b, PAIRED: tl.constexpr):
+    """The words whose bytes are those of values 0 2 1 3, and of 4 6 5 7."""
+    four = tl.arange(0, 4).expand_dims(0)
+    if PAIRED:
+        pairs = (a + (b << 16)) << ((four & 1) * 8)
+        return tl.split(tl.sum(tl.reshape(pairs, [a.shape[0], 2, 2]), axis=2))
+    else:
+        shift = (four & 1) * 16 + (four >> 1) * 8
+        return tl.sum(a << shift, axis=1), tl.sum(b << shift, axis=1)
+
+
+@triton.jit
+def signs(a, b, C: tl.constexpr):
+    """Words that have the top bit of the bytes of ``grid`` where a value is below zero."""
+    a = a.to(tl.uint32, bitcast=True)
+    b = b.to(tl.uint32, bitcast=True)
+    if C.dtype == 0:
+        if C.levels[0] > 0:  # of minus zero, too, the level has no sign
+            a = (a.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+            b = (b.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+        low, high = _four(a >> 31, b >> 31, False)
+        return low << 7, high << 7
+    else:
+        pair = (a >> 16) | (b & 0xFFFF0000)  # a float16 or bfloat16 that is not zero is not zero here
+        if C.levels[0] > 0:
+            pair = ((pair & 0x7FFF7FFF) + 0x7FFF7FFF) & pair
+        pair = (pair & 0x80008000) >> (8 - (tl.arange(0, 4).expand_dims(0) & 1) * 8)
+        return tl.split(tl.sum(tl.reshape(pair, [a.shape[0], 2, 2]), axis=2))
 
 
 @triton.jit
 def codes(n, signs, C: tl.constexpr):
-    """Codes of the four bytes of each word ``n``, a byte each; ``signs`` has 1 in those of values below zero."""
-    index = _bit(n, 0, C)
-    for p in tl.static_range(1, 4):
-        if (1 << p) <= len(C.thresholds):
-            index |= _bit(n, p, C)
+    """Codes of the four bytes of each word ``n``, in the high bits of each byte; the others are zero."""
+    INDEX_BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits
+    index = _tops(n, 0, C) & _TOPS
+    if INDEX_BITS > 1:
+        index = (index >> 1) | (_tops(n, 1, C) & _TOPS)
+    if INDEX_BITS > 2:
+        index = (index >> 1) | (_tops(n, 2, C) & _TOPS)
+    if INDEX_BITS > 3:
+        index = (index >> 1) | (_tops(n, 3, C) & _TOPS)
     if C.unsigned or C.scale_signed:
         return index
     else:
-        signs = signs << C.magnitude_bits
+        index = index >> 1
         if C.levels[0] == 0:
-            signs &= index + _four_bytes((1 << C.magnitude_bits) - 1)  # carries for all but 0
-        return index | signs
+            signs &= index + _four_bytes(127)  # carries for all but 0
+        return index | (signs & _TOPS)
 
 
 @triton.jit
-def _bit(n, P: tl.constexpr, C: tl.constexpr):
-    """Bit P of the index of each byte's nearest level, at its place."""
+def _tops(n, P: tl.constexpr, C: tl.constexpr):
+    """Words whose bytes' top bits are bit P of the index of the nearest level; 0 if there are so few levels."""
     rest = n & 0x7F7F7F7F
-    tops = _above(n, rest, C.thresholds[(1 << P) - 1])
-    for i in tl.static_range((2 << P) - 1, len(C.thresholds), 1 << P):
-        tops ^= _above(n, rest, C.thresholds[i])
-    return (tops & _TOPS) >> (7 - P)
+    if len(C.thresholds) < (1 << P):
+        return n & 0
+    else:
+        tops = _above(n, rest, C.thresholds[(1 << P) - 1])
+        for i in tl.static_range((2 << P) - 1, len(C.thresholds), 1 << P):
+            tops ^= _above(n, rest, C.thresholds[i])
+        return tops
 
 
 @triton.jit
@@ -96,30 +135,36 @@ def _above(n, rest, THRESHOLD: tl.constexpr):
 
 @triton.jit
 def squeeze(word, WIDTH: tl.constexpr):
-    """The low WIDTH bits of a word's four bytes, side by side."""
-    LOW: tl.constexpr = 0x00FF00FF
-    pairs = (word & LOW) | ((word >> (8 - WIDTH)) & (LOW << WIDTH))
-    return (pairs & 0xFFFF) | ((pairs >> 16) << (2 * WIDTH))
+    """The high WIDTH bits of a word's bytes, which are those of values 0 2 1 3, side by side in their order."""
+    word = word >> (8 - WIDTH)
+    if WIDTH <= 4:
+        TWO: tl.constexpr = (1 << (2 * WIDTH)) - 1
+        word = word | (word >> (16 - WIDTH))
+        return (word & TWO) | ((word >> (8 - 2 * WIDTH)) & (TWO << (2 * WIDTH)))
+    else:
+        even = (word & 0xFF) | ((word & 0xFF00) << (2 * WIDTH - 8))
+        odd = ((word >> 16) & 0xFF) | ((word >> 24) << (2 * WIDTH))
+        return even | (odd << WIDTH)
 
 
 @triton.jit
-def levels_of(word, index, C: tl.constexpr):
+def levels_of(word, index, place_bits, C: tl.constexpr):
     """The levels [N, 4] (float32), with their signs, of the fields ``index`` [1, 4] of ``word``."""
-    field = word >> (index * C.width)
-    place = field & (len(C.levels) - 1)
-    table = tl.full(place.shape, _table(C.levels, 0), tl.int32)
+    up = 3 - index * C.width  # a field from bit 3 on counts eights, the bits of a byte
+    field = tl.where(up > 0, word << tl.maximum(up, 0), word >> tl.maximum(-up, 0))
+    table = tl.full(field.shape, _table(C, 0), tl.int32)
     if len(C.levels) == 8:
-        table = tl.where(place & 4 != 0, _table(C.levels, 1), _table(C.levels, 0))
+        table = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
     elif len(C.levels) == 16:
-        upper = tl.where(place & 4 != 0, _table(C.levels, 3), _table(C.levels, 2))
-        lower = tl.where(place & 4 != 0, _table(C.levels, 1), _table(C.levels, 0))
-        table = tl.where(place & 8 != 0, upper, lower)
-    level = table.to(tl.uint32, bitcast=True) >> ((place & 3) * 8)
+        upper = tl.where(field & 32 != 0, _table(C, 3), _table(C, 2))
+        lower = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        table = tl.where(field & 64 != 0, upper, lower)
+    level = table.to(tl.uint32, bitcast=True) >> (field & (8 * min(len(C.levels) - 1, 3)))
     if C.scale_signed:
-        return (((level & 255) ^ 128) | _PLACE_BITS).to(tl.float32, bitcast=True) - (_PLACE + 128)
-    value = ((level & 255) | _PLACE_BITS).to(tl.float32, bitcast=True) - _PLACE
+        return ((level & 255) | place_bits).to(tl.float32, bitcast=True) - (_PLACE + 128)
+    value = ((level & 255) | place_bits).to(tl.float32, bitcast=True) - _PLACE
     if not C.unsigned:
-        sign = (field >> C.magnitude_bits) << 31
+        sign = (field << (28 - C.magnitude_bits)) & 0x80000000
         value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
         if C.levels[0] == 0:
             value = value + 0.0  # no minus zero

@@ -35,10 +35,10 @@ class Codec(NamedTuple):
     thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
     inexact: bool  # decoded values have more bits than the dtype
     clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
-    rounds_natively: bool  # to bfloat16, with the device's instruction; Triton's interpreter would truncate
+    packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
 
 
-def codec(fmt: BFPFormat, dtype: str, *, rounds_natively: bool) -> Codec:
+def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
     """The numbers of ``fmt`` for values of that dtype, one of ``DTYPES``."""
     scale = fmt.scale_kind
     levels = fmt.levels
@@ -66,7 +66,7 @@ def codec(fmt: BFPFormat, dtype: str, *, rounds_natively: bool) -> Codec:
         thresholds=_thresholds(levels, start, fmt.unsigned),
         inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
         clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
-        rounds_natively=rounds_natively,
+        packs=packs,
     )
 
 

@@ -39,7 +39,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     ``seed``: an int64 tensor of one value on the same device, for formats with ``+sr``.
     """
     numel = x_flat.numel()
-    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile)
+    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
     planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
     if numel > 0:
         x_flat = _aligned(x_flat)
@@ -53,7 +53,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
     """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
-    constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile)
+    constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if numel > 0:
         planes = [_aligned(plane) for plane in planes]
@@ -75,7 +75,7 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     Does not work under ``TRITON_INTERPRET=1``.
     """
     kernel = KERNELS[kind]
-    constants = _constants(fmt, dtype, numel, TILE)
+    constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
@@ -91,10 +91,14 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     return triton.compile(source, target=target, options={"num_warps": N_WARPS})
 
 
-def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int) -> dict[str, Any]:
+def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
-    c = codec(fmt, dtype, rounds_natively=not triton.knobs.runtime.interpret)
+    c = codec(fmt, dtype, packs=packs)
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+
+
+def _on_nvidia() -> bool:
+    return torch.version.hip is None and not triton.knobs.runtime.interpret
 
 
 def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:

@@ -79,9 +79,14 @@ def store_values(y_ptr, a, b, nan, rest, N: tl.constexpr, C: tl.constexpr, FULL:
 @triton.jit
 def _halves(a, b, C: tl.constexpr):
     """Pairs of float16 (uint32), clipped to the finite range if C.clip."""
-    low = a.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
-    high = b.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
-    pair = low | (high << 16)
+    if C.packs:
+        pair = tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $1, $2;", "=r,r,r", [b, a], dtype=tl.uint32, is_pure=True, pack=1
+        )
+    else:
+        low = a.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
+        high = b.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
+        pair = low | (high << 16)
     if C.clip:  # one below infinity is the greatest number, one below a NaN still a NaN
         pair -= (((pair & 0x7FFF7FFF) + 0x04000400) >> 15) & 0x00010001
     return pair
@@ -92,10 +97,10 @@ def _bfloats(a, b, nan, C: tl.constexpr):
     """Pairs of bfloat16 (uint32)."""
     if not C.inexact:
         return (a.to(tl.uint32, bitcast=True) >> 16) | b.to(tl.uint32, bitcast=True)
-    elif C.rounds_natively:
-        low = a.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-        high = b.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.uint32)
-        return low | (high << 16)
+    elif C.packs:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,r,r", [b, a], dtype=tl.uint32, is_pure=True, pack=1
+        )
     else:
         pair = (_rounded_bits(a) >> 16) | (_rounded_bits(b) & 0xFFFF0000)
         return tl.where(nan, 0x7FC07FC0, pair)

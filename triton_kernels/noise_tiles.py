@@ -9,6 +9,7 @@ import triton.language as tl
 _ROUNDS = tl.constexpr(7)
 _MULTIPLIER = tl.constexpr(0xD256D193)
 _WEYL = tl.constexpr(0x9E3779B9)
+_SHORT_WEYL = tl.constexpr(0x9E3779B9 * (2**15 + 1) % 2**32)
 
 
 @triton.jit
@@ -38,7 +39,10 @@ def bytes_of(low, high, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def hashed(bits):
-    """A byte from each float32's magnitude."""
+def hashed(bits, SHORT: tl.constexpr):
+    """A byte from each float32's magnitude. SHORT: its low 16 bits are zero, so that no bit of the sum below carries."""
     magnitude = (bits & 0x7FFFFFFF).to(tl.uint32, bitcast=True)
-    return ((magnitude ^ (magnitude >> 15)) * _WEYL) >> 24
+    if SHORT:
+        return ((magnitude >> 15) * _SHORT_WEYL) >> 24
+    else:
+        return ((magnitude ^ (magnitude >> 15)) * _WEYL) >> 24

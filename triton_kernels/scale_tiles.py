@@ -19,32 +19,33 @@ def scales_of(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
 
     Both as they are stored, and as they serve to encode: without the code that says that a block is zero.
     """
-    largest = tl.max(tl.reshape(tl.maximum(_key(a, C), _key(b, C)), [BLOCKS, a.numel // BLOCKS]), axis=1)
+    if C.scale_signed:
+        positive = tl.maximum(_largest(a, b, BLOCKS), 0).to(tl.uint32, bitcast=True) << 1
+        opposite = _largest(a.to(tl.uint32, bitcast=True), b.to(tl.uint32, bitcast=True), BLOCKS) << 1
+        doubled = tl.maximum(positive, opposite)
+    else:
+        doubled = _largest((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True), BLOCKS)
     if C.scale_up:
-        peak = ((largest >> 1).to(tl.float32, bitcast=True) * C.peak_factor).to(tl.uint32, bitcast=True)
+        peak = ((doubled >> 1).to(tl.float32, bitcast=True) * C.peak_factor).to(tl.uint32, bitcast=True)
         code = ((peak + ((1 << C.scale_shift) - 1)) >> C.scale_shift).to(tl.int32)
     else:
-        code = (largest >> (C.scale_shift + 1)).to(tl.int32)
+        code = (doubled >> (C.scale_shift + 1)).to(tl.int32)
     code = tl.maximum(code - C.scale_base, C.scale_least)
     if C.scale_up or C.scale_base > 0:
         code = tl.minimum(code, C.scale_nan)
     if C.scale_signed:
-        negative = ((largest & 1) ^ 1).to(tl.int32) << _SIGN_BIT
+        negative = tl.where(opposite > positive, 1 << 7, 0)
         code = tl.where(code == C.scale_nan, code, code | negative)
     stored = code
     if C.scale_zero:
-        stored = tl.where(largest <= 1, 0, code)
+        stored = tl.where(doubled == 0, 0, code)
     return stored, code
 
 
 @triton.jit
-def _key(bits, C: tl.constexpr):
-    """Unsigned integers in the order of magnitudes, NaNs and infinities on top; of equal ones, positive values first."""
-    bits = bits.to(tl.uint32, bitcast=True)
-    if C.scale_signed:
-        return ((bits << 1) | (bits >> 31)) ^ 1
-    else:
-        return bits << 1
+def _largest(a, b, BLOCKS: tl.constexpr):
+    """The greatest integer of each block, infinities and NaNs among those on top."""
+    return tl.max(tl.reshape(tl.maximum(a, b), [BLOCKS, a.numel // BLOCKS]), axis=1)
 
 
 @triton.jit

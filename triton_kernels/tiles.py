@@ -87,11 +87,15 @@ def _by_noise(bits, noise, inverse, C: tl.constexpr):
         n = tl.fma(x, inverse, _ROUND + 128).to(tl.int32, bitcast=True) - _ROUND_BITS
         code = (n + (noise & 255).to(tl.int32, bitcast=True)) >> 8
         code = tl.maximum(tl.minimum(tl.maximum(code, 1), bits), 0)
-        return tl.minimum(code, (1 << C.width) - 1).to(tl.uint32, bitcast=True)
+        if C.rounding == "trunc":  # elsewhere S is large enough
+            code = tl.minimum(code, (1 << C.width) - 1)
+        return code.to(tl.uint32, bitcast=True)
     else:
         OFFSET: tl.constexpr = _ROUND + (1 << (C.magnitude_bits + 8))
         TOP: tl.constexpr = _ROUND_BITS + (((1 << C.width) - 1) << 8)
-        n = tl.minimum(tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True), TOP)
+        n = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
+        if C.rounding == "trunc":
+            n = tl.minimum(n, TOP)
         return (n + ((noise ^ (bits >> 31).to(tl.uint32, bitcast=True)) & 255)) >> 8
 
 
@@ -101,7 +105,7 @@ def _noise(a, b, seed, group, C: tl.constexpr):
         low, high = philox(seed, group, _SR_PURPOSE)
         return bytes_of(low, high, C.dtype != 0)
     elif C.rounding == "hash":
-        return hashed(a), hashed(b)
+        return hashed(a, C.dtype == 1), hashed(b, C.dtype == 1)
     else:
         return tl.zeros(a.shape, tl.uint32), tl.zeros(b.shape, tl.uint32)
 
@@ -117,13 +121,10 @@ def _excess(C) -> int:
 @triton.jit
 def _encode_codebook(a, b, code, C: tl.constexpr):
     inverse = reciprocal(code, 0, C).expand_dims(1)
-    PAIRED: tl.constexpr = C.dtype != 0
-    EXCESS: tl.constexpr = codebook_tiles.grid_excess(C)
-    low, high = _pack(codebook_tiles.grid(a, inverse, C), codebook_tiles.grid(b, inverse, C), 8, PAIRED)
-    low, high = low - EXCESS, high - EXCESS
+    low, high = codebook_tiles.grid(a, b, inverse, C)
     low_signs, high_signs = low, high
     if not C.unsigned and not C.scale_signed:
-        low_signs, high_signs = _pack(codebook_tiles.negative(a, C), codebook_tiles.negative(b, C), 8, PAIRED)
+        low_signs, high_signs = codebook_tiles.signs(a, b, C)
     low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
     high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
     if C.width <= 4:
@@ -161,14 +162,17 @@ def _finish(word, finite, C: tl.constexpr):
         SIGNS: tl.constexpr = _each_field(1 << (C.width - 1), C.width)
         REST: tl.constexpr = SIGNS ^ (_each_field(1, C.width) * ((1 << C.width) - 1))
         if C.twos:
-            clipped = ((((word & REST) + REST) | word) & SIGNS) ^ SIGNS  # 0 stands for -2^M, one below the least
-            word = (word + (clipped >> (C.width - 1))) ^ SIGNS
+            if C.rounding == "nearest" or C.rounding == "trunc":
+                clipped = ((((word & REST) + REST) | word) & SIGNS) ^ SIGNS  # 0 stands for -2^M, one below the least
+                word += clipped >> (C.width - 1)
+            word ^= SIGNS
         else:
             negative = (word & SIGNS) ^ SIGNS
             ones = negative >> (C.width - 1)
             magnitude = ((word ^ (negative - ones)) & (SIGNS ^ 0xFFFFFFFF)) + ones
-            clipped = (magnitude & SIGNS) >> (C.width - 1)  # -2^M, one below the least code
-            word = (magnitude - clipped) | negative
+            if C.rounding == "nearest" or C.rounding == "trunc":
+                magnitude -= (magnitude & SIGNS) >> (C.width - 1)  # -2^M, one below the least code
+            word = magnitude | negative
     return tl.reshape(tl.where(finite, word.expand_dims(1), 0), word.shape)
 
 
@@ -212,7 +216,7 @@ def _offset_codes(word, C: tl.constexpr):
 def _floats(word, index, value, place_bits, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return codebook_tiles.levels_of(word, index, C) * value
+        return codebook_tiles.levels_of(word, index, place_bits, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 

@@ -180,9 +180,16 @@ def _bfloat(value: Array) -> Array:
     return np.where(np.isnan(value), np.uint32(0x7FFF), rounded).astype(np.uint16)
 
 
-_define("cvt.rn.bf16.f32", "b16", ["f32"], _bfloat)
-_define(
-    "cvt.rn.bf16x2.f32", "b32", ["f32", "f32"], lambda high, low: _bfloat(low) | _bfloat(high).astype(np.uint32) << 16
-)
+def _half(value: Array) -> Array:
+    """The bits of the nearest float16, ties to even."""
+    return np.where(np.isnan(value), np.uint16(0x7FFF), value.astype("f2").view("u2"))
+
+
+def _pair(of_one: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda high, low: of_one(low) | of_one(high).astype(np.uint32) << 16
+
+
+_define("cvt.rn.bf16x2.f32", "b32", ["f32", "f32"], _pair(_bfloat))
+_define("cvt.rn.f16x2.f32", "b32", ["f32", "f32"], _pair(_half))
 _define("abs.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) & 0x7FFFFFFF).view(np.float32))
 _define("neg.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) ^ 0x80000000).view(np.float32))
