@@ -10,8 +10,8 @@ What a function has to know of a format is its ``Codec`` C, a compile-time argum
 
 * Scaling and rounding are one multiply-add: adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves
   it in the low bits of the sum. The offset 2^M that keeps signed codes positive is in the same constant.
-* Other roundings add a byte to 256 times as much, and shift it out; below zero the byte is turned around, which rounds
-  as if the value were positive.
+* Other roundings add a byte to 256 times as much, two values in a word at a time, and shift it out; below zero the byte
+  is turned around, which rounds as if the value were positive.
 * Codes are packed by shifts and adds without masks: what the constants add up to is subtracted once a word.
 * Sign and magnitude are made, and taken apart again, for all the fields of a word at once.
 * Decoding leaves a field where it lies in its word: in the mantissa of 2^23 it is a float, a power of two too large.
@@ -56,10 +56,12 @@ def encode(a, b, code, seed, group, C: tl.constexpr):
         DOUBLE: tl.constexpr = 1 if C.magnitude_bits == 1 else 0
         inverse = reciprocal(code, DOUBLE, C).expand_dims(1)
         low, high = _pack(_nearest(a, inverse, C), _nearest(b, inverse, C), C.width, PAIRED)
-    else:
+    elif C.unsigned:
         inverse = reciprocal(code, 8, C).expand_dims(1)
         u, v = _noise(a, b, seed, group, C)
-        low, high = _pack(_by_noise(a, u, inverse, C), _by_noise(b, v, inverse, C), C.width, PAIRED)
+        low, high = _pack(_unsigned_by_noise(a, u, inverse, C), _unsigned_by_noise(b, v, inverse, C), C.width, PAIRED)
+    else:
+        low, high = _encode_by_noise(a, b, code, seed, group, C)
     finite = code.expand_dims(1) != C.scale_nan
     return _finish(low, finite, C), _finish(high, finite, C)
 
@@ -80,27 +82,19 @@ def _nearest(bits, inverse, C: tl.constexpr):
 
 
 @triton.jit
-def _by_noise(bits, noise, inverse, C: tl.constexpr):
+def _unsigned_by_noise(bits, noise, inverse, C: tl.constexpr):
     """The same by way of 1/256 of a step and ``noise`` (uint32), of which the lowest byte counts."""
-    x = bits.to(tl.float32, bitcast=True)
-    if C.unsigned:
-        n = tl.fma(x, inverse, _ROUND + 128).to(tl.int32, bitcast=True) - _ROUND_BITS
-        code = (n + (noise & 255).to(tl.int32, bitcast=True)) >> 8
-        code = tl.maximum(tl.minimum(tl.maximum(code, 1), bits), 0)
-        if C.rounding == "trunc":  # elsewhere S is large enough
-            code = tl.minimum(code, (1 << C.width) - 1)
-        return code.to(tl.uint32, bitcast=True)
-    else:
-        OFFSET: tl.constexpr = _ROUND + (1 << (C.magnitude_bits + 8))
-        TOP: tl.constexpr = _ROUND_BITS + (((1 << C.width) - 1) << 8)
-        n = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
-        if C.rounding == "trunc":
-            n = tl.minimum(n, TOP)
-        return (n + ((noise ^ (bits >> 31).to(tl.uint32, bitcast=True)) & 255)) >> 8
+    n = tl.fma(bits.to(tl.float32, bitcast=True), inverse, _ROUND + 128).to(tl.int32, bitcast=True) - _ROUND_BITS
+    code = (n + (noise & 255).to(tl.int32, bitcast=True)) >> 8
+    code = tl.maximum(tl.minimum(tl.maximum(code, 1), bits), 0)
+    if C.rounding == "trunc":  # elsewhere S is large enough
+        code = tl.minimum(code, (1 << C.width) - 1)
+    return code.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def _noise(a, b, seed, group, C: tl.constexpr):
+    """Words for each value [N, 4], of which the lowest byte counts."""
     if C.rounding == "sr":
         low, high = philox(seed, group, _SR_PURPOSE)
         return bytes_of(low, high, C.dtype != 0)
@@ -110,12 +104,81 @@ def _noise(a, b, seed, group, C: tl.constexpr):
         return tl.zeros(a.shape, tl.uint32), tl.zeros(b.shape, tl.uint32)
 
 
+@triton.jit
+def _encode_by_noise(a, b, code, seed, group, C: tl.constexpr):
+    """Words of signed codes plus 2^M, by way of 1/256 of a step: 16 bits are enough for one, so that two go at a time."""
+    PAIRED: tl.constexpr = C.dtype != 0
+    inverse = reciprocal(code, 8, C).expand_dims(1)
+    s, t = _offset_256ths(a, inverse, C), _offset_256ths(b, inverse, C)
+    a_low, a_high, b_low, b_high = _halves(s, t, PAIRED)
+    if C.rounding == "sr":
+        u_low, u_high = philox(seed, group, _SR_PURPOSE)
+        v_low, v_high = u_low >> 8, u_high >> 8
+    elif C.rounding == "hash":
+        u_low, u_high, v_low, v_high = _halves(hashed(a, C.dtype == 1), hashed(b, C.dtype == 1), PAIRED)
+    else:
+        u_low, u_high, v_low, v_high = a_low ^ a_low, a_high ^ a_high, b_low ^ b_low, b_high ^ b_high
+    low = _join(_rounded(a_low, u_low, C), _rounded(b_low, v_low, C), C.width)
+    high = _join(_rounded(a_high, u_high, C), _rounded(b_high, v_high, C), C.width)
+    if C.width <= 4:
+        low = low | (high << (4 * C.width))
+        high = low
+    return low, high
+
+
+@triton.jit
+def _offset_256ths(bits, inverse, C: tl.constexpr):
+    """Values in 1/256 of a step [N, 4] (uint32), plus 256 * 2^M and what comes to nothing in the words of ``_halves``."""
+    four = tl.arange(0, 4).expand_dims(0)
+    upper = (four >> 1) if C.dtype == 0 else (four & 1)
+    OFFSET: tl.constexpr = 1 << (C.magnitude_bits + 8)
+    rest = upper * -(_ROUND_BITS >> 16)  # the upper half of _ROUND_BITS, which those of the lower half bring along
+    n = tl.fma(bits.to(tl.float32, bitcast=True), inverse, (rest + (OFFSET + _ROUND)).to(tl.float32))
+    n = n.to(tl.uint32, bitcast=True)
+    if C.rounding == "trunc":  # elsewhere S is large enough
+        n = tl.minimum(n, (rest + (_ROUND_BITS + (((1 << C.width) - 1) << 8))).to(tl.uint32))
+    return n
+
+
+@triton.jit
+def _halves(a, b, PAIRED: tl.constexpr):
+    """Words with two values each, added up: 0 and 2, 4 and 6, 1 and 3, 5 and 7."""
+    four = tl.arange(0, 4).expand_dims(0)
+    N: tl.constexpr = a.shape[0]
+    if PAIRED:
+        a_low, a_high = tl.split(tl.sum(tl.reshape(a << ((four & 1) * 16), [N, 2, 2]), axis=2))
+        b_low, b_high = tl.split(tl.sum(tl.reshape(b << ((four & 1) * 16), [N, 2, 2]), axis=2))
+    else:
+        a_low, b_low = tl.split(tl.sum(tl.reshape(a << ((four >> 1) * 16), [N, 2, 2]), axis=1))
+        a_high, b_high = tl.split(tl.sum(tl.reshape(b << ((four >> 1) * 16), [N, 2, 2]), axis=1))
+    return a_low, a_high, b_low, b_high
+
+
+@triton.jit
+def _rounded(word, noise, C: tl.constexpr):
+    """The codes from bit 8 on in each half of a word; below zero, noise is turned around."""
+    negative = ((word >> (C.width + 7)) & 0x00010001) ^ 0x00010001
+    return word + ((noise & 0x00FF00FF) ^ (negative * 255))
+
+
+@triton.jit
+def _join(even, odd, WIDTH: tl.constexpr):
+    """Four codes side by side, of which 0 and 2, 1 and 3 come from bit 8 on in the halves of a word."""
+    FIELDS: tl.constexpr = ((1 << WIDTH) - 1) * 0x00010001
+    pairs = ((even >> 8) & FIELDS) | ((odd >> (8 - WIDTH)) & (FIELDS << WIDTH))
+    return pairs if WIDTH == 8 else (pairs & 0xFFFF) | ((pairs >> 16) << (2 * WIDTH))
+
+
 @triton.constexpr_function
 def _excess(C) -> int:
     """What the constants in the codes of a word add up to."""
-    if C.unsigned or C.codebook:
-        return 0
-    return _each_field(0x4B400000 >> (0 if C.rounding == "nearest" else 8), C.width)
+    return 0 if C.unsigned or C.codebook or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
+
+
+@triton.constexpr_function
+def _may_clip(C) -> bool:
+    """Whether a value may come to -2^M steps."""
+    return C.rounding in ("nearest", "trunc")
 
 
 @triton.jit
@@ -162,7 +225,7 @@ def _finish(word, finite, C: tl.constexpr):
         SIGNS: tl.constexpr = _each_field(1 << (C.width - 1), C.width)
         REST: tl.constexpr = SIGNS ^ (_each_field(1, C.width) * ((1 << C.width) - 1))
         if C.twos:
-            if C.rounding == "nearest" or C.rounding == "trunc":
+            if _may_clip(C):
                 clipped = ((((word & REST) + REST) | word) & SIGNS) ^ SIGNS  # 0 stands for -2^M, one below the least
                 word += clipped >> (C.width - 1)
             word ^= SIGNS
@@ -170,7 +233,7 @@ def _finish(word, finite, C: tl.constexpr):
             negative = (word & SIGNS) ^ SIGNS
             ones = negative >> (C.width - 1)
             magnitude = ((word ^ (negative - ones)) & (SIGNS ^ 0xFFFFFFFF)) + ones
-            if C.rounding == "nearest" or C.rounding == "trunc":
+            if _may_clip(C):
                 magnitude -= (magnitude & SIGNS) >> (C.width - 1)  # -2^M, one below the least code
             word = magnitude | negative
     return tl.reshape(tl.where(finite, word.expand_dims(1), 0), word.shape)

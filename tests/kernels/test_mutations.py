@@ -22,6 +22,10 @@ KERNELS = [
     (80, "bfp6b16", torch.bfloat16),
     (100, "bfp8b32+unsigned", torch.bfloat16),
     (100, "bfp3b64", torch.float32),
+    (90, "bfp4b16:gauss+e5m3", torch.bfloat16),
+    (90, "bfp4b32+sr", torch.bfloat16),
+    (80, "bfp5b16+unsigned+e6m2", torch.float16),
+    (100, "bfp3b8+twos+e4+hash", torch.float32),
 ]
 EQUIVALENT = {
     "one NaN for another": r"selp\.[bf]32 %r, (0f7FC00000|2143322048), .* -> \S+ %r, (0f7F\w+|214332204\d), .*",
