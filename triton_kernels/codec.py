@@ -33,6 +33,9 @@ class Codec(NamedTuple):
     codebook: bool
     levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
     thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
+    outliers: int
+    outlier_threshold: int
+    outlier_extra_bits: int
     inexact: bool  # decoded values have more bits than the dtype
     clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
     packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
@@ -64,6 +67,9 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
         thresholds=_thresholds(levels, start, fmt.unsigned),
+        outliers=fmt.outliers,
+        outlier_threshold=fmt.outlier_threshold,
+        outlier_extra_bits=fmt.outlier_extra_bits,
         inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
         clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
         packs=packs,
@@ -75,7 +81,8 @@ def why_no_kernel(fmt: BFPFormat) -> str:
     parts = {
         "+search": fmt.search,
         ":learned": fmt.codebook == "learned",
-        "outliers": fmt.outliers > 0,
+        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": fmt.outliers > 1
+        or (fmt.outliers == 1 and (fmt.signed_levels or (fmt.unsigned and fmt.outlier_threshold > 0))),
         "+dither": bool(fmt.dither),
     }
     return ", ".join(name for name, there in parts.items() if there)
@@ -90,8 +97,11 @@ def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[in
 def _significant_bits(fmt: BFPFormat) -> int:
     """Most significant bits of a decoded value."""
     mantissa_bits = fmt.scale_kind.mantissa_bits
+    if fmt.outliers:
+        return 1 + fmt.magnitude_bits + fmt.outlier_extra_bits
     return fmt.grid_bits + (fmt.unsigned and not fmt.codebook) + (mantissa_bits and 1 + mantissa_bits)
 
 
 def _greatest(fmt: BFPFormat) -> float:
-    return fmt.scale_kind.value(fmt.scale_kind.nan - 1) * 2.0
+    """More than any decoded value."""
+    return fmt.scale_kind.value(fmt.scale_kind.nan - 1) * (2.0**14 if fmt.outliers else 2.0)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .memory_tiles import load, load_codes, load_values, store_codes, store_values
+from .outlier_tiles import put_codes, put_values, take_out
 from .scale_tiles import scales_of
 from .tiles import decode, encode
 
@@ -23,6 +24,7 @@ def compress_kernel(
     code16_ptr,
     code8_ptr,
     scale_ptr,
+    outlier_ptr,
     seed_ptr,
     numel,
     C: tl.constexpr,
@@ -43,10 +45,15 @@ def compress_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
+    outlier_ptr += block
     if EVEN or rest == BLOCKS * C.block:
-        _compress_tile(x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, seed_ptr, group, rest, C, BLOCKS, True)
+        _compress_tile(
+            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, True
+        )
     else:
-        _compress_tile(x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, seed_ptr, group, rest, C, BLOCKS, False)
+        _compress_tile(
+            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, False
+        )
 
 
 @triton.jit
@@ -55,6 +62,7 @@ def decompress_kernel(
     code16_ptr,
     code8_ptr,
     scale_ptr,
+    outlier_ptr,
     y_ptr,
     numel,
     place_bits,
@@ -73,11 +81,16 @@ def decompress_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
+    outlier_ptr += block
     y_ptr += block * C.block
     if EVEN or rest == BLOCKS * C.block:
-        _decompress_tile(code32_ptr, code16_ptr, code8_ptr, scale_ptr, y_ptr, rest, place_bits, C, BLOCKS, True)
+        _decompress_tile(
+            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, True
+        )
     else:
-        _decompress_tile(code32_ptr, code16_ptr, code8_ptr, scale_ptr, y_ptr, rest, place_bits, C, BLOCKS, False)
+        _decompress_tile(
+            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, False
+        )
 
 
 @triton.jit
@@ -87,6 +100,7 @@ def _compress_tile(
     code16_ptr,
     code8_ptr,
     scale_ptr,
+    outlier_ptr,
     seed_ptr,
     first_group,
     rest,
@@ -98,19 +112,29 @@ def _compress_tile(
     GROUPS: tl.constexpr = C.block // 8
     N: tl.constexpr = BLOCKS * GROUPS
     a, b = load_values(x_ptr, rest, N, C.dtype, FULL)
-    stored, code = scales_of(a, b, BLOCKS, C)
+    if C.outliers > 0:
+        stored, code, entry, own, a, b = take_out(a, b, BLOCKS, C)
+        entry = tl.broadcast_to(entry.expand_dims(1), [BLOCKS, GROUPS])
+        own = tl.reshape(tl.broadcast_to(own.expand_dims(1), [BLOCKS, GROUPS]), [N])
+    else:
+        stored, code = scales_of(a, b, BLOCKS, C)
     stored = tl.broadcast_to(stored.expand_dims(1), [BLOCKS, GROUPS])
     code = tl.broadcast_to(code.expand_dims(1), [BLOCKS, GROUPS])
     group = tl.max_contiguous(tl.arange(0, N), 1)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
     number = (first_group + group).to(tl.uint32) if C.rounding == "sr" else 0
     low, high = encode(a, b, tl.reshape(code, [N]), seed, number, C)
+    if C.outliers > 0:
+        low, high = put_codes(low, high, tl.reshape(entry, [N]), own, C)
 
     keep = group // GROUPS * C.block < rest
     store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     group = tl.reshape(group, [BLOCKS, GROUPS])
     first = group % GROUPS == 0
-    tl.store(scale_ptr + group // GROUPS, stored.to(tl.uint8), mask=first if FULL else first & (group * 8 < rest))
+    first = first if FULL else first & (group * 8 < rest)
+    tl.store(scale_ptr + group // GROUPS, stored.to(tl.uint8), mask=first)
+    if C.outliers > 0:
+        tl.store(outlier_ptr + group // GROUPS, entry.to(tl.int16), mask=first)
 
 
 @triton.jit
@@ -119,6 +143,7 @@ def _decompress_tile(
     code16_ptr,
     code8_ptr,
     scale_ptr,
+    outlier_ptr,
     y_ptr,
     rest,
     place_bits,
@@ -134,4 +159,7 @@ def _decompress_tile(
     low, high = load_codes(code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     code = load(scale_ptr + group // GROUPS, keep, FULL).to(tl.int32)
     a, b = decode(low, high, code, place_bits, C)
+    if C.outliers > 0:
+        entry = load(outlier_ptr + group // GROUPS, keep, FULL).to(tl.int32)
+        a, b = put_values(a, b, low, high, entry, code, C)
     store_values(y_ptr, a, b, code.expand_dims(1) == C.scale_nan, rest, N, C, FULL)

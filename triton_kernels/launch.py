@@ -28,7 +28,13 @@ PLACE_BITS = 0x4B000000
 Kind = Literal["compress", "decompress"]
 KERNELS: dict[Kind, Any] = {"compress": compress_kernel, "decompress": decompress_kernel}
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_PLANE_POINTERS = {"code32_ptr": "*i32", "code16_ptr": "*i16", "code8_ptr": "*u8", "scale_ptr": "*u8"}
+_PLANE_POINTERS = {
+    "code32_ptr": "*i32",
+    "code16_ptr": "*i16",
+    "code8_ptr": "*u8",
+    "scale_ptr": "*u8",
+    "outlier_ptr": "*i16",
+}
 _ALIGNMENT = 16
 """Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
 
@@ -46,9 +52,8 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
         with _device(x_flat):
             arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
             compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
-    if fmt.scale_kind.bits < GROUP:
-        return (*planes[:-1], *packing.pack_scales(planes[-1], fmt))
-    return tuple(planes)
+    n_codes = len(fmt.group_planes)
+    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
@@ -60,7 +65,7 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-            planes = [*planes[:n_codes], scales.to(torch.uint8)]
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
         with _device(y):
             arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
             decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
@@ -104,14 +109,15 @@ def _on_nvidia() -> bool:
 def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
     n_codes = len(fmt.group_planes)
-    return [*fmt.planes(numel)[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1)]
+    planes = fmt.planes(numel)
+    return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
 
 
 def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:
     """The planes in the order of the kernels' arguments; the scales stand in for those that the width has not."""
-    names = [*(f"{plane.name}_ptr" for plane in fmt.group_planes), "scale_ptr"]
+    names = [f"{plane.name}_ptr" for plane in _kernel_planes(fmt, 1)]
     by_name = dict(zip(names, planes, strict=True))
-    return [by_name.get(name, planes[-1]) for name in _PLANE_POINTERS]
+    return [by_name.get(name, by_name["scale_ptr"]) for name in _PLANE_POINTERS]
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -25,12 +25,7 @@ def scales_of(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
         doubled = tl.maximum(positive, opposite)
     else:
         doubled = _largest((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True), BLOCKS)
-    if C.scale_up:
-        peak = ((doubled >> 1).to(tl.float32, bitcast=True) * C.peak_factor).to(tl.uint32, bitcast=True)
-        code = ((peak + ((1 << C.scale_shift) - 1)) >> C.scale_shift).to(tl.int32)
-    else:
-        code = (doubled >> (C.scale_shift + 1)).to(tl.int32)
-    code = tl.maximum(code - C.scale_base, C.scale_least)
+    code = code_of(doubled, C)
     if C.scale_up or C.scale_base > 0:
         code = tl.minimum(code, C.scale_nan)
     if C.scale_signed:
@@ -40,6 +35,23 @@ def scales_of(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
     if C.scale_zero:
         stored = tl.where(doubled == 0, 0, code)
     return stored, code
+
+
+@triton.jit
+def code_of(doubled, C: tl.constexpr):
+    """The scale's code, which may lie beyond the range, for the bits of each block's largest magnitude, times 2."""
+    if C.scale_up:
+        peak = ((doubled >> 1).to(tl.float32, bitcast=True) * C.peak_factor).to(tl.uint32, bitcast=True)
+        code = ((peak + ((1 << C.scale_shift) - 1)) >> C.scale_shift).to(tl.int32)
+    else:
+        code = (doubled >> (C.scale_shift + 1)).to(tl.int32)
+    return tl.maximum(code - C.scale_base, C.scale_least)
+
+
+@triton.jit
+def exponent_of(code, C: tl.constexpr):
+    """The biased exponent of S."""
+    return (code + C.scale_base) >> C.scale_mantissa_bits
 
 
 @triton.jit

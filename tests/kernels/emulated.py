@@ -38,10 +38,9 @@ def compress(ptx: Kernel, x: Tensor, fmt: BFPFormat, before: int = 0, fuse: bool
     at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
     arguments = [source, *_pointers(at, fmt, behind), memory.place(_bytes(SEED.view(1))), behind + numel]
     emulate(ptx, memory, arguments, _programs(numel, before), fuse)
-    *codes, scales = (
-        _tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(at, planes, strict=True)
-    )
-    return [*codes, *packing.pack_scales(scales, fmt)]
+    stored = [_tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(at, planes, strict=True)]
+    n_codes = len(fmt.group_planes)
+    return [*stored[:n_codes], *packing.pack_scales(stored[n_codes], fmt), *stored[n_codes + 1 :]]
 
 
 def decompress(
@@ -52,7 +51,7 @@ def decompress(
     memory, n_codes = Memory(), len(fmt.group_planes)
     behind = before * launch.TILE
     scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel)).to(torch.uint8)
-    at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales)]
+    at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales, *planes[len(planes) - fmt.outliers :])]
     y = memory.place(_bytes(torch.empty(numel, dtype=dtype)), writable=True)
     arguments = [*_pointers(at, fmt, behind), y - behind * dtype.itemsize, behind + numel, launch.PLACE_BITS]
     emulate(ptx, memory, arguments, _programs(numel, before), fuse)
@@ -67,7 +66,7 @@ def _pointers(at: Sequence[int], fmt: BFPFormat, behind: int) -> list[int]:
     """The planes' addresses in the order of the kernels' arguments, as if ``behind`` values came first; 0 for none."""
     planes = launch._kernel_planes(fmt, behind)
     by_name = {plane.name: address - plane.n_bytes for plane, address in zip(planes, at, strict=True)}
-    return [by_name.get(name, 0) for name in ("code32", "code16", "code8", "scale")]
+    return [by_name.get(name, 0) for name in ("code32", "code16", "code8", "scale", "outlier")]
 
 
 def _empty(plane) -> Tensor:

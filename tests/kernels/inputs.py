@@ -117,7 +117,9 @@ def any_codes(planes: Sequence[Tensor], fmt: BFPFormat, g: torch.Generator) -> l
     if scale.signed:
         scales += 128 * (chosen % 2)
     codes = [b.view(plane.dtype) for b, plane in zip(bits, planes[:n_codes], strict=True)]
-    return [*codes, *packing.pack_scales(scales, fmt), *planes[n_codes + len(fmt._scale_planes(1)) :]]
+    entries = planes[len(planes) - fmt.outliers :]  # for one outlier a block; none where it is NaN
+    entries = [entry.masked_fill(scales & scale.nan == scale.nan, 0) for entry in entries]
+    return [*codes, *packing.pack_scales(scales, fmt), *entries]
 
 
 def same(a: Tensor, b: Tensor) -> bool:
