@@ -42,7 +42,7 @@ OPTIONS = (
     "bfp4b32+trunc", "bfp4b32+hash", "bfp8b32+hash", "bfp2b32+sr", "bfp4b32+sr", "bfp8b32+sr", "bfp4b32+unsigned+sr",
     "bfp2b32:gauss", "bfp3b32:gauss", "bfp4b32:gauss", "bfp5b32:gauss", "bfp3b32:gauss+unsigned", "bfp3b32:gauss+e6m2",
     "bfp2b32:gauss+se5m2", "bfp3b32:gauss+se5m2", "bfp3b32:lossy-lite", "bfp3b32:lossy-normal",
-    "bfp2b32:lossy-aggressive",
+    "bfp2b32:lossy-aggressive", "bfp4b32+o1", "bfp4b32+e5m3+o1", "bfp8b32+o1",
 )  # fmt: skip
 SEED = "LDG.E.64"
 NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -26,7 +26,10 @@ def take_out(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
     key = tl.max(tl.reshape(tl.maximum(key_a, key_b), [BLOCKS, GROUPS * 4]), axis=1)
     chosen = tl.reshape(tl.broadcast_to(key.expand_dims(1), [BLOCKS, GROUPS]), [BLOCKS * GROUPS]).expand_dims(1)
     here_a, here_b = key_a == chosen, key_b == chosen
-    bits = _largest(tl.where(here_a, a, 0), tl.where(here_b, b, 0), BLOCKS)  # of 2 and more values all but one are 0
+    if C.dtype == 0:
+        bits = _largest(tl.where(here_a, a, 0), tl.where(here_b, b, 0), BLOCKS)
+    else:
+        bits = (key & 0x7FFFFF00) | ((key & 1) << 31)
     magnitude = bits & 0x7FFFFFFF
     doubled_a = tl.where(here_a, 0, a << 1).to(tl.uint32, bitcast=True)
     doubled_b = tl.where(here_b, 0, b << 1).to(tl.uint32, bitcast=True)
@@ -45,7 +48,7 @@ def take_out(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
     code = tl.where(finite, tl.minimum(code, C.scale_nan), C.scale_nan)
     field = exponent - exponent_of(code, C) + _BIAS
     used = (field >= 1) & (rounded > 0) & (code != C.scale_nan)
-    index = 127 - (key & 127)
+    index = 127 - (key & 127 if C.dtype == 0 else (key >> 1) & 127)
     extra = rounded & ((1 << C.outlier_extra_bits) - 1)
     entry = (field << 12) | (extra << (12 - C.outlier_extra_bits)) | index
     own = (rounded >> C.outlier_extra_bits) & ((1 << C.magnitude_bits) - 1)
@@ -66,7 +69,12 @@ def _keys(a, b, C: tl.constexpr):
     place_a, place_b = _places(a.shape[0], C)
     if C.unsigned:
         a, b = tl.maximum(a, 0), tl.maximum(b, 0)
-    return (a & 0x7FFFFF80) | (-place_a + 127), (b & 0x7FFFFF80) | (-place_b + 127)
+    if C.dtype == 0:
+        return (a & 0x7FFFFF80) | (-place_a + 127), (b & 0x7FFFFF80) | (-place_b + 127)
+    else:  # there is room for the sign, too
+        key_a = (a & 0x7FFFFF00) | ((a >> 31) & 1) | (-place_a + 127) * 2
+        key_b = (b & 0x7FFFFF00) | ((b >> 31) & 1) | (-place_b + 127) * 2
+        return key_a, key_b
 
 
 @triton.jit
@@ -97,14 +105,18 @@ def _rounded(bits, DROP: tl.constexpr):
 @triton.jit
 def put_codes(low, high, entry, own, C: tl.constexpr):
     """The words (low, high) [N] of a tile with the outliers' codes put in; ``entry``, ``own`` [N] of each group's block."""
-    place = (entry & (C.block - 1)) - (tl.arange(0, low.shape[0]) % (C.block // 8)) * 8
-    own = own.to(tl.uint32)
+    N: tl.constexpr = low.shape[0]
+    entry = entry.expand_dims(1)
+    own = own.to(tl.uint32).expand_dims(1)
+    place = (entry & (C.block - 1)) - (tl.arange(0, N) % (C.block // 8)).expand_dims(1) * 8
     FIELDS: tl.constexpr = 8 if C.width <= 4 else 4
-    low |= tl.where((entry > 0) & (place >= 0) & (place < FIELDS), own << ((place & (FIELDS - 1)) * C.width), 0)
+    there = (entry > 0) & (place >= 0) & (place < FIELDS)
+    low = tl.reshape(low.expand_dims(1) | tl.where(there, own << ((place & (FIELDS - 1)) * C.width), 0), [N])
     if C.width <= 4:
         return low, low
     else:
-        return low, high | tl.where((entry > 0) & (place >= 4) & (place < 8), own << ((place & 3) * C.width), 0)
+        there = (entry > 0) & (place >= 4) & (place < 8)
+        return low, tl.reshape(high.expand_dims(1) | tl.where(there, own << ((place & 3) * C.width), 0), [N])
 
 
 @triton.jit
