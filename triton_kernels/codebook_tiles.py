@@ -59,7 +59,7 @@ def _grid(bits, reciprocal, C: tl.constexpr):
 def _grid_excess(C) -> int:
     """What four such n add up to too much, each at its byte of a word."""
     each = 0 if C.unsigned else 0x4B400000 if C.scale_signed else 0x4B000000
-    return _four_bytes(each) % 2**32
+    return each * 0x01010101 % 2**32
 
 
 @triton.jit
