@@ -108,7 +108,7 @@ def _decoded(codes: Tensor, fmt: BFPFormat, noise: tuple[Tensor, Tensor] | None)
     if noise is not None:
         away = torch.where(magnitudes > 0, _away_from_zero(noise, fmt), noise[0])
         middles = middles + (away + 0.5) / 256 - 0.5
-    return sign * (middles.masked_fill(codes == 0, 0.0) if fmt.unsigned else middles)
+    return sign * (middles.masked_fill(codes == 0, 0.0) if fmt.unsigned else middles) + 0.0  # no minus zero
 
 
 def _decoded_codebook(

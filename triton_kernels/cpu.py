@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import learned, native, reference
+from . import by_definition, native
 from .format import EXPONENT_NAN, GROUP, BFPFormat
 from .reference import dtype_name
 
@@ -19,7 +19,6 @@ CHUNK = 1 << 18
 """Values that are handled at a time: a whole number of blocks of any size."""
 
 _ROUND = 1.5 * 2**23
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -27,7 +26,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tupl
     if native.ready():
         return native.compress(x_flat.detach(), fmt, seed)
     if not fmt.is_basic:
-        return _compress_in_parts(x_flat, fmt, seed)
+        return by_definition.compress(x_flat, fmt, seed, CHUNK)
     exponent_min = fmt.exponent_min(dtype_name(x_flat.dtype, fmt))
     x_flat = x_flat.detach()
     numel = x_flat.numel()
@@ -58,7 +57,7 @@ def decompress(
     if native.ready():
         return native.decompress(planes, fmt, numel, dtype, seed)
     if not fmt.is_basic:
-        return _decompress_in_parts(planes, fmt, numel, dtype, seed)
+        return by_definition.decompress(planes, fmt, numel, dtype, seed, CHUNK)
     dtype_name(dtype, fmt)
     out = planes[0].new_empty(numel, dtype=dtype)
     scratch = out.new_empty(min(CHUNK, fmt.n_blocks(numel) * fmt.block), dtype=torch.float32)
@@ -74,33 +73,6 @@ def decompress(
         values.view(-1, fmt.block).mul_(_steps(exponents, fmt.magnitude_bits).unsqueeze(1))
         part = out[start : start + CHUNK]
         part.copy_(values[: part.numel()])
-    return out
-
-
-def _compress_in_parts(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None) -> tuple[Tensor, ...]:
-    """By the definition, a chunk at a time: it takes some ten times the memory of its values."""
-    levels = learned.levels_of(x_flat, fmt) if fmt.codebook == "learned" and x_flat.dtype in _FLOATS else None
-    starts = range(0, max(x_flat.numel(), 1), CHUNK)
-    parts = [
-        reference.compress(x_flat[start : start + CHUNK], fmt, seed, first_value=start, levels=levels)
-        for start in starts
-    ]
-    planes = [torch.cat(part) for part in zip(*parts, strict=True)]
-    return (*planes[:-1], parts[0][-1]) if fmt.codebook == "learned" else tuple(planes)
-
-
-def _decompress_in_parts(
-    planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, seed: Tensor | None
-) -> Tensor:
-    out = planes[0].new_empty(numel, dtype=dtype)
-    for start in range(0, max(numel, 1), CHUNK):
-        part = out[start : start + CHUNK]
-        before, through = fmt.planes(start), fmt.planes(start + part.numel())
-        inside = [
-            plane if a.name == "level" else plane[a.length : b.length]
-            for plane, a, b in zip(planes, before, through, strict=True)
-        ]
-        part.copy_(reference.decompress(inside, fmt, part.numel(), dtype, seed, first_value=start))
     return out
 
 

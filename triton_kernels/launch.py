@@ -12,10 +12,11 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from .format import BFPFormat
+from . import packing
+from .codec import codec
+from .format import GROUP, BFPFormat, Plane
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
-from .tiles import BFLOAT16, FLOAT16, FLOAT32
 
 TILE = 4096
 """Values that one program handles: 32 a thread."""
@@ -26,33 +27,48 @@ PLACE_BITS = 0x4B000000
 
 Kind = Literal["compress", "decompress"]
 KERNELS: dict[Kind, Any] = {"compress": compress_kernel, "decompress": decompress_kernel}
-_DTYPE_CODES = {"float32": FLOAT32.value, "bfloat16": BFLOAT16.value, "float16": FLOAT16.value}
 _POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_PLANE_POINTERS = {"code32_ptr": "*i32", "code16_ptr": "*i16", "code8_ptr": "*u8", "exponent_ptr": "*u8"}
+_PLANE_POINTERS = {
+    "code32_ptr": "*i32",
+    "code16_ptr": "*i16",
+    "code8_ptr": "*u8",
+    "scale_ptr": "*u8",
+    "outlier_ptr": "*i16",
+}
+_ALIGNMENT = 16
+"""Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
 
 
-def compress(x_flat: Tensor, fmt: BFPFormat, tile: int = TILE) -> tuple[Tensor, ...]:
-    """The planes of ``x_flat`` [numel], contiguous. ``tile``: values a program, a power of two of at least a block."""
+def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: int = TILE) -> tuple[Tensor, ...]:
+    """The planes of ``x_flat`` [numel], contiguous. ``tile``: values a program, a power of two of at least a block.
+
+    ``seed``: an int64 tensor of one value on the same device, for formats with ``+sr``.
+    """
     numel = x_flat.numel()
-    arguments = _constants("compress", fmt, dtype_name(x_flat.dtype, fmt), numel, tile)
-    planes = tuple(x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in fmt.planes(numel))
+    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
+    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
     if numel > 0:
-        if x_flat.data_ptr() % 4:  # 16-bit values are read in pairs
-            x_flat = x_flat.clone()
+        x_flat = _aligned(x_flat)
         with on_device(x_flat):
-            grid = (triton.cdiv(numel, tile),)
-            compress_kernel[grid](x_flat, *_arguments(planes, fmt), numel, **arguments, num_warps=N_WARPS)
-    return planes
+            arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
+            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+    n_codes = len(fmt.group_planes)
+    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
     """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
-    arguments = _constants("decompress", fmt, dtype_name(dtype, fmt), numel, tile)
+    constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if numel > 0:
+        planes = [_aligned(plane) for plane in planes]
+        if fmt.scale_kind.bits < GROUP:
+            n_codes = len(fmt.group_planes)
+            scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
         with on_device(y):
-            grid = (triton.cdiv(numel, tile),)
-            decompress_kernel[grid](*_arguments(planes, fmt), y, numel, PLACE_BITS, **arguments, num_warps=N_WARPS)
+            arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
+            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
     return y
 
 
@@ -64,13 +80,14 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     Does not work under ``TRITON_INTERPRET=1``.
     """
     kernel = KERNELS[kind]
-    constants = _constants(kind, fmt, dtype, numel, TILE)
+    constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
         "y_ptr": _POINTERS[dtype],
         "numel": "i32" if numel < 2**31 else "i64",
         "place_bits": "i32",
+        "seed_ptr": "*i64",
     }
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
@@ -79,23 +96,32 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     return triton.compile(source, target=target, options={"num_warps": N_WARPS})
 
 
-def _constants(kind: Kind, fmt: BFPFormat, dtype: str, numel: int, tile: int) -> dict[str, Any]:
+def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
-    constants = {
-        "WIDTH": fmt.width,
-        "BLOCK": fmt.block,
-        "UNSIGNED": fmt.unsigned,
-        "DTYPE": _DTYPE_CODES[dtype],
-        "BLOCKS": tile // fmt.block,
-        "EVEN": numel % tile == 0,
-    }
-    return {**constants, "EXPONENT_MIN": fmt.exponent_min(dtype)} if kind == "compress" else constants
+    c = codec(fmt, dtype, packs=packs)
+    return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+
+
+def _on_nvidia() -> bool:
+    return torch.version.hip is None and not triton.knobs.runtime.interpret
+
+
+def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
+    """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
+    n_codes = len(fmt.group_planes)
+    planes = fmt.planes(numel)
+    return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
 
 
 def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:
-    """The planes in the order of the kernels' arguments; the exponents stand in for those that the width has not."""
-    by_name = dict(zip((plane.name for plane in fmt.planes(1)), planes, strict=True))
-    return [by_name.get(name.removesuffix("_ptr"), planes[-1]) for name in _PLANE_POINTERS]
+    """The planes in the order of the kernels' arguments; the scales stand in for those that the width has not."""
+    names = [f"{plane.name}_ptr" for plane in _kernel_planes(fmt, 1)]
+    by_name = dict(zip(names, planes, strict=True))
+    return [by_name.get(name, by_name["scale_ptr"]) for name in _PLANE_POINTERS]
+
+
+def _aligned(x: Tensor) -> Tensor:
+    return x.clone() if x.data_ptr() % _ALIGNMENT else x
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

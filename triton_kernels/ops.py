@@ -1,6 +1,8 @@
 """The operators ``fxpipe::bfp_compress`` and ``fxpipe::bfp_decompress``, each one visible node in every graph.
 
 CUDA and HIP tensors go to the Triton kernels, CPU tensors to ``cpu``; fake tensors get their shapes, symbolic ones too.
+Formats that the kernels do not know (``codec.why_no_kernel``) go by the definition in eager operators on the GPU: the same
+bits, slower.
 Importing this module registers the operators. Neither is differentiable, and both leave their inputs alone.
 
 ``order`` is a permutation of the dimensions: values are stored in the row-major order of ``x.permute(order)``, and the
@@ -18,10 +20,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
+from . import by_definition, cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
+from .codec import why_no_kernel
 from .format import BFPFormat
 from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name
+
+_GPU_CHUNK = 1 << 22
+"""Values that go by the definition at a time on a GPU: some 300 MB."""
 
 _LIBRARY = torch.library.Library("fxpipe", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
@@ -42,7 +48,6 @@ def compress(x: Tensor, format: str | BFPFormat, seed: Tensor | None = None) -> 
         FormatError: ``format`` names no format.
         TypeError: the dtype of ``x`` is another.
         ValueError: the seed is missing, or is none.
-        NotImplementedError: ``x`` is on a GPU, for which the format has no kernel.
     """
     return tuple(torch.ops.fxpipe.bfp_compress(x, str(format), list(range(x.dim())), seed))
 
@@ -62,7 +67,6 @@ def decompress(
         FormatError: ``format`` names no format.
         TypeError: ``dtype`` is not float32, bfloat16 or float16.
         ValueError: ``packed`` does not hold the planes of that format for so many values, or the seed is missing.
-        NotImplementedError: ``packed`` is on a GPU, for which the format has no kernel.
     """
     order = list(range(len(shape)))
     value: Tensor = torch.ops.fxpipe.bfp_decompress(list(packed), str(format), list(shape), order, dtype, seed)
@@ -78,8 +82,11 @@ def _compress_gpu(x: Tensor, format: str, order: Sequence[int], seed: Tensor | N
     from . import launch
 
     fmt = _checked(format, x.dtype, order, x.dim())
-    _check_has_kernel(fmt)
-    return list(launch.compress(_stored(x, fmt, order), fmt))
+    seed = checked_seed(seed, fmt, fmt.compress_needs_seed)
+    stored = _stored(x, fmt, order)
+    if why_no_kernel(fmt):
+        return list(by_definition.compress(stored, fmt, seed, _GPU_CHUNK))
+    return list(launch.compress(stored, fmt, seed))
 
 
 def _compress_fake(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
@@ -114,9 +121,13 @@ def _decompress_gpu(
     from . import launch
 
     fmt = _checked(format, dtype, order, len(shape))
-    _check_has_kernel(fmt)
     planes, numel = _checked_planes(planes, fmt, shape, order)
-    return _shaped(launch.decompress(planes, fmt, numel, dtype), fmt, shape, order)
+    seed = checked_seed(seed, fmt, fmt.decompress_needs_seed)
+    if why_no_kernel(fmt):
+        stored = by_definition.decompress(planes, fmt, numel, dtype, seed, _GPU_CHUNK)
+    else:
+        stored = launch.decompress(planes, fmt, numel, dtype)
+    return _shaped(stored, fmt, shape, order)
 
 
 def _decompress_fake(
@@ -132,14 +143,6 @@ def _decompress_fake(
     checked_seed(seed, fmt, fmt.decompress_needs_seed)
     permuted = [shape[dim] for dim in order]
     return planes[0].new_empty(permuted, dtype=dtype).permute(_inverse(order))
-
-
-def _check_has_kernel(fmt: BFPFormat) -> None:
-    if not fmt.is_basic:
-        raise NotImplementedError(
-            f"format '{fmt}' has no GPU kernel yet: there are those of width, block and '+unsigned', "
-            f"such as '{BFPFormat(fmt.width, fmt.block, fmt.unsigned)}'"
-        )
 
 
 def _checked(format: str, dtype: torch.dtype, order: Sequence[int], n_dims: int) -> BFPFormat:

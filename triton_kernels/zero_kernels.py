@@ -11,7 +11,7 @@ share words, so these are put together by atomic or, whose result does not depen
 import triton
 import triton.language as tl
 
-from .kernels import _load_codes, _store_codes
+from .memory_tiles import load_codes, store_codes
 
 
 @triton.jit
@@ -94,13 +94,13 @@ def restore_kernel(
         else:
             high |= field << ((j - 4) * WIDTH)
     code32_ptr += first * (2 if WIDTH == 8 else 1)
-    _store_codes(low, high, code32_ptr, code16_ptr + first, code8_ptr + first, group, keep, WIDTH, False)
+    store_codes(low, high, code32_ptr, code16_ptr + first, code8_ptr + first, group, keep, WIDTH, False)
 
 
 @triton.jit
 def _tile_codes(code32_ptr, code16_ptr, code8_ptr, first, group, keep, WIDTH: tl.constexpr):
     code32_ptr += first * (2 if WIDTH == 8 else 1)
-    return _load_codes(code32_ptr, code16_ptr + first, code8_ptr + first, group, keep, WIDTH, False)
+    return load_codes(code32_ptr, code16_ptr + first, code8_ptr + first, group, keep, WIDTH, False)
 
 
 @triton.jit

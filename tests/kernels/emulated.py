@@ -9,7 +9,9 @@ from kernels.ptx import Kernel, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import BFPFormat, launch
+from fxpipe.triton_kernels import BFPFormat, launch, packing
+
+SEED = torch.tensor(0x1234_5678_9ABC_DEF0)
 
 
 @cache
@@ -32,10 +34,13 @@ def compress(ptx: Kernel, x: Tensor, fmt: BFPFormat, before: int = 0, fuse: bool
     memory, numel = Memory(), x.numel()
     behind = before * launch.TILE
     source = memory.place(_bytes(x)) - behind * x.itemsize
-    planes = {plane.name: plane for plane in fmt.planes(numel)}
-    at = {name: memory.place(_bytes(_empty(plane)), writable=True) for name, plane in planes.items()}
-    emulate(ptx, memory, [source, *_pointers(at, fmt, behind), behind + numel], _programs(numel, before), fuse)
-    return [_tensor(memory.at(at[name], plane.n_bytes), getattr(torch, plane.dtype)) for name, plane in planes.items()]
+    planes = launch._kernel_planes(fmt, numel)
+    at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
+    arguments = [source, *_pointers(at, fmt, behind), memory.place(_bytes(SEED.view(1))), behind + numel]
+    emulate(ptx, memory, arguments, _programs(numel, before), fuse)
+    stored = [_tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(at, planes, strict=True)]
+    n_codes = len(fmt.group_planes)
+    return [*stored[:n_codes], *packing.pack_scales(stored[n_codes], fmt), *stored[n_codes + 1 :]]
 
 
 def decompress(
@@ -43,10 +48,10 @@ def decompress(
     before: int = 0, fuse: bool = False,
 ) -> Tensor:  # fmt: skip
     """The values that ``planes`` store; ``before`` as above."""
-    memory = Memory()
+    memory, n_codes = Memory(), len(fmt.group_planes)
     behind = before * launch.TILE
-    names = [plane.name for plane in fmt.planes(numel)]
-    at = {name: memory.place(_bytes(plane)) for name, plane in zip(names, planes, strict=True)}
+    scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel)).to(torch.uint8)
+    at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales, *planes[len(planes) - fmt.outliers :])]
     y = memory.place(_bytes(torch.empty(numel, dtype=dtype)), writable=True)
     arguments = [*_pointers(at, fmt, behind), y - behind * dtype.itemsize, behind + numel, launch.PLACE_BITS]
     emulate(ptx, memory, arguments, _programs(numel, before), fuse)
@@ -57,10 +62,11 @@ def _programs(numel: int, before: int) -> range:
     return range(before, before + -(-numel // launch.TILE))
 
 
-def _pointers(at: dict[str, int], fmt: BFPFormat, behind: int) -> list[int]:
+def _pointers(at: Sequence[int], fmt: BFPFormat, behind: int) -> list[int]:
     """The planes' addresses in the order of the kernels' arguments, as if ``behind`` values came first; 0 for none."""
-    sizes = {plane.name: plane.n_bytes for plane in fmt.planes(behind)}
-    return [at[name] - sizes[name] if name in at else 0 for name in ("code32", "code16", "code8", "exponent")]
+    planes = launch._kernel_planes(fmt, behind)
+    by_name = {plane.name: address - plane.n_bytes for plane, address in zip(planes, at, strict=True)}
+    return [by_name.get(name, 0) for name in ("code32", "code16", "code8", "scale", "outlier")]
 
 
 def _empty(plane) -> Tensor:

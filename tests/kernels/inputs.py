@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fxpipe.triton_kernels import BFPFormat, packing
+
 
 def normal(n: int, g: torch.Generator) -> Tensor:
     return torch.randn(n, generator=g)
@@ -99,17 +101,25 @@ def classes_in_turn(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return rows[torch.arange(turns).unsqueeze(1), order].flatten()[:n].to(dtype)
 
 
-def any_codes(planes: Sequence[Tensor], g: torch.Generator) -> list[Tensor]:
-    """Planes like ``planes`` with any codes, under any exponents that occur.
+def any_codes(planes: Sequence[Tensor], fmt: BFPFormat, g: torch.Generator) -> list[Tensor]:
+    """Planes like ``planes`` with any codes, under any scales that occur.
 
-    Of the exponents one in eight is 254 or 255, and one in eight near the least values of float16.
+    Of the scales one in eight is among the greatest two, and one in eight near the least values of float16, if e8.
     """
-    bits = [
-        torch.randint(0, 256, (plane.numel() * plane.itemsize,), generator=g, dtype=torch.uint8) for plane in planes
-    ]
-    chosen, any_of = torch.randint(0, 8, bits[-1].shape, generator=g), bits[-1]
-    exponents = torch.where(chosen == 0, 254 + any_of % 2, torch.where(chosen == 1, 98 + any_of % 16, any_of))
-    return [*(b.view(plane.dtype) for b, plane in zip(bits[:-1], planes, strict=False)), exponents.clamp_min(24)]
+    n_codes, scale = len(fmt.group_planes), fmt.scale_kind
+    bits = [torch.randint(0, 256, (p.numel() * p.itemsize,), generator=g, dtype=torch.uint8) for p in planes[:n_codes]]
+    n_blocks = 8 * bits[0].numel() // (8 * fmt.group_planes[0].n_bytes) * 8 // fmt.block
+    any_of = torch.randint(0, scale.nan + 1, (n_blocks,), generator=g)
+    chosen = torch.randint(0, 8, any_of.shape, generator=g)
+    near = 98 + any_of % 16 if scale.name == "e8" else any_of
+    scales = torch.where(chosen == 0, scale.nan - any_of % 2, torch.where(chosen == 1, near, any_of))
+    scales = torch.where((scales == 0) & fmt.zero_scale, 0, scales.clamp_min(scale.least))
+    if scale.signed:
+        scales += 128 * (chosen % 2)
+    codes = [b.view(plane.dtype) for b, plane in zip(bits, planes[:n_codes], strict=True)]
+    entries = planes[len(planes) - fmt.outliers :]  # for one outlier a block; none where it is NaN
+    entries = [entry.masked_fill(scales & scale.nan == scale.nan, 0) for entry in entries]
+    return [*codes, *packing.pack_scales(scales, fmt), *entries]
 
 
 def same(a: Tensor, b: Tensor) -> bool:

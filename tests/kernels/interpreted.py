@@ -3,10 +3,14 @@
 The interpreter must be asked for before triton is first imported, and would then serve everything in the process.
 """
 
+import numpy as np
 import pytest
 import torch
 import triton
-from kernels.inputs import every_class, same
+from kernels.inputs import any_codes, every_class, same
+from kernels.kernel_formats import FAMILY
+from kernels.ptx_opcodes import fused
+from triton.runtime import interpreter
 
 from fxpipe.triton_kernels import BFPFormat, launch, ops, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
@@ -15,16 +19,29 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 pytestmark = [  # numpy's, where a block holds a NaN or an infinity, or a value is too large for the dtype asked for
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in multiply:RuntimeWarning"),
 ]
+SEED = torch.tensor(0x1234_5678_9ABC_DEF0)
+
+
+@pytest.fixture(autouse=True)
+def multiply_and_add_rounds_once(monkeypatch):
+    """The interpreter's ``tl.fma`` rounds twice, unlike any device's."""
+
+    def create_fma(_, x, y, z):
+        return interpreter.TensorHandle(fused(*np.broadcast_arrays(x.data, y.data, z.data)), z.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
 
 
 def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: int) -> None:
-    expected = reference.compress(x, fmt)
-    assert all(map(same, launch.compress(x, fmt, tile), expected))
-    assert same(
-        launch.decompress(expected, fmt, x.numel(), decoded, tile),
-        reference.decompress(expected, fmt, x.numel(), decoded),
-    )
+    expected = reference.compress(x, fmt, SEED)
+    assert all(map(same, launch.compress(x, fmt, SEED, tile), expected))
+    for planes in (expected, any_codes(expected, fmt, torch.Generator().manual_seed(fmt.width))):
+        assert same(
+            launch.decompress(planes, fmt, x.numel(), decoded, tile),
+            reference.decompress(planes, fmt, x.numel(), decoded),
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -41,6 +58,17 @@ def test_full_tiles_of_every_width_on_every_class(width, unsigned, dtype):
 def test_a_tile_in_part_of_every_block_on_every_class(width, block, dtype):
     unsigned = block > 16
     assert_equal(BFPFormat(width, block, unsigned), every_class(931, dtype), dtype, tile=16384)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", FAMILY)
+def test_the_family_on_every_class(text, dtype):
+    assert_equal(BFPFormat.parse(text), every_class(1171, dtype)[:16384], dtype, tile=16384)
+
+
+@pytest.mark.parametrize("tile", [1024, 4096])
+def test_random_bytes_are_the_same_at_any_size_of_tile(tile):
+    assert_equal(BFPFormat.parse("bfp4b16+sr"), every_class(300, torch.bfloat16), torch.bfloat16, tile)
 
 
 @pytest.mark.parametrize("n", [1, 9, 4095, 4097, 8192])
@@ -68,13 +96,12 @@ def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     expected = reference.compress(x, fmt)
     planes = [within(torch.zeros_like(plane), guard, 85) for plane in expected]
     grid = (triton.cdiv(n, launch.TILE),)
-    constants = launch._constants("compress", fmt, reference.dtype_name(dtype, fmt), n, launch.TILE)
-    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt), n, **constants)
+    constants = launch._constants(fmt, reference.dtype_name(dtype, fmt), n, launch.TILE, packs=False)
+    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt), SEED, n, **constants)
     assert all(map(same, planes, expected))
     assert all(guarded(plane, guard, 85) for plane in planes)
 
     y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
-    constants = launch._constants("decompress", fmt, reference.dtype_name(dtype, fmt), n, launch.TILE)
     launch.decompress_kernel[grid](*launch._arguments(planes, fmt), y, n, launch.PLACE_BITS, **constants)
     assert same(y, reference.decompress(expected, fmt, n, dtype))
     assert guarded(y, guard, 85.0)
@@ -101,11 +128,15 @@ def test_a_tensor_that_starts_anywhere_in_its_storage(dtype, offset):
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
-def test_what_the_operators_do_for_a_device(order):
+@pytest.mark.parametrize(
+    "fmt",
+    ["bfp4b32", "bfp4b4x8+e5m3", "bfp3b16+e5+sr", "bfp4b16+o3", "bfp3b16:learned+e5m3+search", "bfp4b16+e4+dither"],
+)
+def test_what_the_operators_do_for_a_device(fmt, order):
     x = torch.randn(3, 5, 40).to(torch.bfloat16)
-    planes = ops._compress_gpu(x, "bfp4b32", order)
-    assert all(map(same, planes, torch.ops.fxpipe.bfp_compress(x, "bfp4b32", order)))
-    arguments = (planes, "bfp4b32", list(x.shape), order, x.dtype)
+    planes = ops._compress_gpu(x, fmt, order, SEED)
+    assert all(map(same, planes, torch.ops.fxpipe.bfp_compress(x, fmt, order, SEED)))
+    arguments = (planes, fmt, list(x.shape), order, x.dtype, SEED)
     y, expected = ops._decompress_gpu(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
     assert same(y, expected)
     assert y.stride() == expected.stride()

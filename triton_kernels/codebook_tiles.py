@@ -1,0 +1,171 @@
+"""Codes with a codebook, on tiles in registers: nearest levels for four values at a time, a byte each, and back.
+
+A byte is compared to all the levels' edges by addition: of the bytes that are greater, the top bit becomes one. As the
+edges rise, bit p of the index of the nearest level is the exclusive or of every 2^p-th of these.
+Source: US12277502B2 (codes whose levels are not evenly spaced).
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# (Triton knows no Python types)
+
+import triton
+import triton.language as tl
+
+_PLACE = tl.constexpr(8388608)  # 2^23
+_PLACE_BITS = tl.constexpr(0x4B000000)
+_ROUND = tl.constexpr(12582912)  # 1.5 * 2^23
+_ROUND_BITS = tl.constexpr(0x4B400000)
+_TOPS = tl.constexpr(0x80808080)
+
+
+@triton.constexpr_function
+def _four_bytes(value: int) -> int:
+    return value * 0x01010101
+
+
+@triton.constexpr_function
+def _table(C, place: int) -> int:
+    """Four levels, a byte each, as an int32; those with their signs plus 128."""
+    levels = [level + 128 * C.scale_signed for level in C.levels[4 * place : 4 * place + 4]]
+    word = int.from_bytes(bytes(levels).ljust(4, b"\0"), "little")
+    return word - 2**32 if word >= 2**31 else word
+
+
+@triton.jit
+def grid(a, b, reciprocal, C: tl.constexpr):
+    """Two words [N] (uint32) of the n of values 0 2 1 3, and of 4 6 5 7, a byte each; under a signed scale n + 128."""
+    low, high = _four(_grid(a, reciprocal, C), _grid(b, reciprocal, C), C.dtype != 0)
+    EXCESS: tl.constexpr = _grid_excess(C)
+    return low - EXCESS, high - EXCESS
+
+
+@triton.jit
+def _grid(bits, reciprocal, C: tl.constexpr):
+    """The n [N, 4] (uint32) of float32 bits, plus what the constants leave above the lowest byte."""
+    x = bits.to(tl.float32, bitcast=True)
+    if C.scale_signed:
+        n = tl.fma(x, reciprocal, _ROUND + 128).to(tl.int32, bitcast=True)
+        return tl.minimum(tl.maximum(n, _ROUND_BITS + 1), _ROUND_BITS + 255).to(tl.uint32, bitcast=True)
+    elif C.unsigned:
+        n = tl.fma(x, reciprocal, _ROUND).to(tl.int32, bitcast=True) - _ROUND_BITS
+        n = tl.maximum(tl.minimum(tl.maximum(n, 1), bits), 0)  # as in ``tiles``: zero for zeros alone
+        return tl.minimum(n, 255).to(tl.uint32, bitcast=True)
+    else:
+        n = tl.fma(tl.abs(x), reciprocal, _PLACE).to(tl.uint32, bitcast=True)
+        return tl.minimum(n, _PLACE_BITS + 255)
+
+
+@triton.constexpr_function
+def _grid_excess(C) -> int:
+    """What four such n add up to too much, each at its byte of a word."""
+    each = 0 if C.unsigned else 0x4B400000 if C.scale_signed else 0x4B000000
+    return each * 0x01010101 % 2**32
+
+
+@triton.jit
+def _four(a, b, PAIRED: tl.constexpr):
+    """The words whose bytes are those of values 0 2 1 3, and of 4 6 5 7."""
+    four = tl.arange(0, 4).expand_dims(0)
+    if PAIRED:
+        pairs = (a + (b << 16)) << ((four & 1) * 8)
+        return tl.split(tl.sum(tl.reshape(pairs, [a.shape[0], 2, 2]), axis=2))
+    else:
+        shift = (four & 1) * 16 + (four >> 1) * 8
+        return tl.sum(a << shift, axis=1), tl.sum(b << shift, axis=1)
+
+
+@triton.jit
+def signs(a, b, C: tl.constexpr):
+    """Words that have the top bit of the bytes of ``grid`` where a value is below zero."""
+    a = a.to(tl.uint32, bitcast=True)
+    b = b.to(tl.uint32, bitcast=True)
+    if C.dtype == 0:
+        if C.levels[0] > 0:  # of minus zero, too, the level has no sign
+            a = (a.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+            b = (b.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+        low, high = _four(a >> 31, b >> 31, False)
+        return low << 7, high << 7
+    else:
+        pair = (a >> 16) | (b & 0xFFFF0000)  # a float16 or bfloat16 that is not zero is not zero here
+        if C.levels[0] > 0:
+            pair = ((pair & 0x7FFF7FFF) + 0x7FFF7FFF) & pair
+        pair = (pair & 0x80008000) >> (8 - (tl.arange(0, 4).expand_dims(0) & 1) * 8)
+        return tl.split(tl.sum(tl.reshape(pair, [a.shape[0], 2, 2]), axis=2))
+
+
+@triton.jit
+def codes(n, signs, C: tl.constexpr):
+    """Codes of the four bytes of each word ``n``, in the high bits of each byte; the others are zero."""
+    INDEX_BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits
+    index = _tops(n, 0, C) & _TOPS
+    if INDEX_BITS > 1:
+        index = (index >> 1) | (_tops(n, 1, C) & _TOPS)
+    if INDEX_BITS > 2:
+        index = (index >> 1) | (_tops(n, 2, C) & _TOPS)
+    if INDEX_BITS > 3:
+        index = (index >> 1) | (_tops(n, 3, C) & _TOPS)
+    if C.unsigned or C.scale_signed:
+        return index
+    else:
+        index = index >> 1
+        if C.levels[0] == 0:
+            signs &= index + _four_bytes(127)  # carries for all but 0
+        return index | (signs & _TOPS)
+
+
+@triton.jit
+def _tops(n, P: tl.constexpr, C: tl.constexpr):
+    """Words whose bytes' top bits are bit P of the index of the nearest level; 0 if there are so few levels."""
+    rest = n & 0x7F7F7F7F
+    if len(C.thresholds) < (1 << P):
+        return n & 0
+    else:
+        tops = _above(n, rest, C.thresholds[(1 << P) - 1])
+        for i in tl.static_range((2 << P) - 1, len(C.thresholds), 1 << P):
+            tops ^= _above(n, rest, C.thresholds[i])
+        return tops
+
+
+@triton.jit
+def _above(n, rest, THRESHOLD: tl.constexpr):
+    """Words whose bytes' top bits say whether those of ``n`` are more than a number; ``rest`` is ``n`` without top bits."""
+    sums = rest + _four_bytes(127 - THRESHOLD % 128)
+    return sums | n if THRESHOLD < 128 else sums & n
+
+
+@triton.jit
+def squeeze(word, WIDTH: tl.constexpr):
+    """The high WIDTH bits of a word's bytes, which are those of values 0 2 1 3, side by side in their order."""
+    word = word >> (8 - WIDTH)
+    if WIDTH <= 4:
+        TWO: tl.constexpr = (1 << (2 * WIDTH)) - 1
+        word = word | (word >> (16 - WIDTH))
+        return (word & TWO) | ((word >> (8 - 2 * WIDTH)) & (TWO << (2 * WIDTH)))
+    else:
+        even = (word & 0xFF) | ((word & 0xFF00) << (2 * WIDTH - 8))
+        odd = ((word >> 16) & 0xFF) | ((word >> 24) << (2 * WIDTH))
+        return even | (odd << WIDTH)
+
+
+@triton.jit
+def levels_of(word, index, place_bits, C: tl.constexpr):
+    """The levels [N, 4] (float32), with their signs, of the fields ``index`` [1, 4] of ``word``."""
+    up = 3 - index * C.width  # a field from bit 3 on counts eights, the bits of a byte
+    field = tl.where(up > 0, word << tl.maximum(up, 0), word >> tl.maximum(-up, 0))
+    table = tl.full(field.shape, _table(C, 0), tl.int32)
+    if len(C.levels) == 8:
+        table = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+    elif len(C.levels) == 16:
+        upper = tl.where(field & 32 != 0, _table(C, 3), _table(C, 2))
+        lower = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        table = tl.where(field & 64 != 0, upper, lower)
+    level = table.to(tl.uint32, bitcast=True) >> (field & (8 * min(len(C.levels) - 1, 3)))
+    if C.scale_signed:
+        return ((level & 255) | place_bits).to(tl.float32, bitcast=True) - (_PLACE + 128)
+    value = ((level & 255) | place_bits).to(tl.float32, bitcast=True) - _PLACE
+    if not C.unsigned:
+        sign = (field << (28 - C.magnitude_bits)) & 0x80000000
+        value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+        if C.levels[0] == 0:
+            value = value + 0.0  # no minus zero
+    return value

@@ -1,0 +1,107 @@
+"""What a kernel has to know of a format, as numbers; and which formats have kernels. Imports no torch, no triton."""
+
+import itertools
+from typing import NamedTuple
+
+from .format import DTYPES, BFPFormat
+
+ROUNDINGS = ("nearest", "trunc", "hash", "sr")
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+_LARGEST_HALF = 65504.0
+
+
+class Codec(NamedTuple):
+    """One format for values of one dtype; the compile-time argument of the kernels."""
+
+    width: int
+    block: int
+    magnitude_bits: int
+    unsigned: bool
+    twos: bool
+    dtype: int  # of ``DTYPES``
+    rounding: str
+    grid_bits: int
+    scale_shift: int  # bits(S) = (code + scale_base) << scale_shift
+    scale_base: int
+    scale_mantissa_bits: int
+    scale_least: int
+    scale_nan: int
+    scale_signed: bool
+    scale_zero: bool  # code 0 is S = 0
+    scale_up: bool
+    peak_factor: float
+    codebook: bool
+    levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
+    thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
+    outliers: int
+    outlier_threshold: int
+    outlier_extra_bits: int
+    inexact: bool  # decoded values have more bits than the dtype
+    clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
+    packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
+
+
+def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
+    """The numbers of ``fmt`` for values of that dtype, one of ``DTYPES``."""
+    scale = fmt.scale_kind
+    levels = fmt.levels
+    start = -128 if fmt.signed_levels else 0
+    return Codec(
+        width=fmt.width,
+        block=fmt.block,
+        magnitude_bits=fmt.magnitude_bits,
+        unsigned=fmt.unsigned,
+        twos=fmt.twos,
+        dtype=DTYPES.index(dtype),
+        rounding=fmt.rounding,
+        grid_bits=fmt.grid_bits,
+        scale_shift=scale.shift,
+        scale_base=scale.base,
+        scale_mantissa_bits=scale.mantissa_bits,
+        scale_least=fmt.least_scale(dtype),
+        scale_nan=scale.nan,
+        scale_signed=scale.signed,
+        scale_zero=fmt.zero_scale,
+        scale_up=fmt.rounds_scale_up,
+        peak_factor=fmt.peak_factor,
+        codebook=bool(levels),
+        levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
+        thresholds=_thresholds(levels, start, fmt.unsigned),
+        outliers=fmt.outliers,
+        outlier_threshold=fmt.outlier_threshold,
+        outlier_extra_bits=fmt.outlier_extra_bits,
+        inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
+        clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
+        packs=packs,
+    )
+
+
+def why_no_kernel(fmt: BFPFormat) -> str:
+    """Which part of ``fmt`` the kernels do not know: such formats are stored by the definition, in eager operators."""
+    parts = {
+        "+search": fmt.search,
+        ":learned": fmt.codebook == "learned",
+        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": fmt.outliers > 1
+        or (fmt.outliers == 1 and (fmt.signed_levels or (fmt.unsigned and fmt.outlier_threshold > 0))),
+        "+dither": bool(fmt.dither),
+    }
+    return ", ".join(name for name, there in parts.items() if there)
+
+
+def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:
+    """The greatest byte n - start that is nearest to each level but the last; positive ones go to no level of zero."""
+    edges = [(a + b) // 2 - start for a, b in itertools.pairwise(levels)]
+    return (0, *edges[1:]) if unsigned and edges else tuple(edges)
+
+
+def _significant_bits(fmt: BFPFormat) -> int:
+    """Most significant bits of a decoded value."""
+    mantissa_bits = fmt.scale_kind.mantissa_bits
+    if fmt.outliers:
+        return 1 + fmt.magnitude_bits + fmt.outlier_extra_bits
+    return fmt.grid_bits + (fmt.unsigned and not fmt.codebook) + (mantissa_bits and 1 + mantissa_bits)
+
+
+def _greatest(fmt: BFPFormat) -> float:
+    """More than any decoded value."""
+    return fmt.scale_kind.value(fmt.scale_kind.nan - 1) * (2.0**14 if fmt.outliers else 2.0)
