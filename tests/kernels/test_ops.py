@@ -92,13 +92,6 @@ def test_a_seed_is_asked_for(seed, message):
         ops.compress(mode.from_tensor(x), text, seed if seed is None else mode.from_tensor(seed))
 
 
-def test_what_a_gpu_has_no_kernel_for_is_refused():
-    with pytest.raises(NotImplementedError, match=r"'bfp4b8\+e5' has no GPU kernel yet.* such as 'bfp4b8'"):
-        ops._compress_gpu(torch.randn(8), "bfp4b8+e5", [0])
-    with pytest.raises(NotImplementedError, match="has no GPU kernel yet"):
-        ops._decompress_gpu([], "bfp4b8+e5", [8], [0], torch.float32)
-
-
 def test_a_format_may_be_given_as_a_value():
     x = torch.randn(10)
     assert all(map(same, ops.compress(x, BFPFormat(4, 8)), ops.compress(x, "bfp4b8")))
