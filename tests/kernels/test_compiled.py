@@ -48,7 +48,7 @@ def test_other_targets(target):
     reports = report("--target", target, *formats(SOME))
     assert len(reports) == 2 * len(SOME)
     assert shortfalls(reports) == []
-    assert all(0 < made["registers"] <= 40 for made in reports)
+    assert all(0 < made["registers"] <= (64 if target == "gfx942" else 40) for made in reports)
 
 
 def test_the_path_for_a_last_tile_that_is_not_full():
