@@ -151,6 +151,7 @@ for _t in (f"{kind}{size}" for kind in "us" for size in (8, 16, 32, 64)):
 
 _define("mul.hi.u32", "u32", ["u32", "u32"], lambda a, b: (a.astype(np.uint64) * b >> np.uint64(32)).astype(np.uint32))
 _define("min.relu.s32", "s32", ["s32", "s32"], lambda a, b: np.maximum(np.minimum(a, b), 0))
+_define("max.relu.s32", "s32", ["s32", "s32"], lambda a, b: np.maximum(np.maximum(a, b), 0))
 _define("prmt.b32", "b32", ["b32", "b32", "b32"], _permute)
 _define("shf.l.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=True))
 _define("shf.r.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=False))

@@ -24,7 +24,6 @@ KERNELS = [
     (100, "bfp3b64", torch.float32),
     (90, "bfp4b16:gauss+e5m3", torch.bfloat16),
     (90, "bfp4b32+sr", torch.bfloat16),
-    (80, "bfp5b16+unsigned+e6m2", torch.float16),
     (100, "bfp3b8+twos+e4+hash", torch.float32),
 ]
 EQUIVALENT = {
