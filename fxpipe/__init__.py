@@ -1,32 +1,32 @@
 """The front door of fxpipe. Each name loads its module when first used, so ``import fxpipe`` loads no torch."""
 
-from importlib import import_module
-from importlib.util import find_spec
+from importlib import import_module, util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fxpipe.api import compile as compile, load as load
+    from fxpipe.api import compile as compile, load as load, stage_hint as stage_hint
     from fxpipe.errors import FxpipeError as FxpipeError
     from fxpipe.ir.program import Program as Program
     from fxpipe.pass_base import Pass as Pass
     from fxpipe.pass_manager import Pipeline as Pipeline
     from fxpipe.pipeline import Options as Options
     from fxpipe.plan import Plan as Plan
+    from fxpipe.planner.partition import partition as partition
     from fxpipe.triton_kernels.format import BFPFormat as BFPFormat
     from fxpipe.triton_kernels.ops import compress as compress, decompress as decompress
 
-if find_spec("fxpipe.passes") is None:
+if util.find_spec("fxpipe.passes") is None:
     raise ImportError(f"{__file__} is a bare checkout, without fxpipe.passes: `pip install -e` it, or start elsewhere")
-
 __version__ = "0.1.0"
 _NAMES_OF_MODULE = {
-    "fxpipe.api": ("compile", "load"),
+    "fxpipe.api": ("compile", "load", "stage_hint"),
     "fxpipe.errors": ("FxpipeError",),
     "fxpipe.ir.program": ("Program",),
     "fxpipe.pass_base": ("Pass",),
     "fxpipe.pass_manager": ("Pipeline",),
     "fxpipe.pipeline": ("Options",),
     "fxpipe.plan": ("Plan",),
+    "fxpipe.planner.partition": ("partition",),
     "fxpipe.triton_kernels.format": ("BFPFormat",),
     "fxpipe.triton_kernels.ops": ("compress", "decompress"),
 }

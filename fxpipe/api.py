@@ -1,6 +1,7 @@
 """``fxpipe.compile``: a model in, a plan out. ``fxpipe.load``: a saved plan back."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from fxpipe.model_digest import model_digest
 from fxpipe.pass_manager import Observer
 from fxpipe.pipeline import Options, default_pipeline
 from fxpipe.plan import Plan
+from fxpipe.stage_hints import hints_text, marked, parse_hints, stage_hint
 from fxpipe.trace import LossFn, trace
+
+__all__ = ["compile", "load", "stage_hint"]
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -48,6 +52,8 @@ def compile(
         OptionError, InputError, TraceError, PartitionError: see each; the message says what to do.
     """
     options = options if isinstance(options, Options) else Options.from_mapping(options or {})
+    if marks := marked(model):
+        options = replace(options, stage_hints={**marks, **parse_hints(hints_text(options.stage_hints))})
     args, kwargs = call_arguments(example_inputs)
     program, microbatches = trace_microbatch(model, args, kwargs, options.n_microbatches, loss_fn, target)
     program = default_pipeline(options, costs, observers).run(program)

@@ -16,6 +16,7 @@ class Atoms:
 
     ``link``, ``activation`` and ``gradient`` are the chain's, by boundary. ``ticks`` is the compute before each boundary,
     ``work`` the number of atoms before it that have any: stages between boundaries of equal ``work`` would do nothing.
+    A stage that ends at boundary b starts no earlier than ``first[b]``.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -35,6 +36,12 @@ class Atoms:
         busy = [atom[0] > 0 or any(w[0] for *_, w in self.touches.get(k, ())) for k, atom in enumerate(own)]
         busy[-1] |= not any(busy)  # a chain without any work is one stage
         self.work = list(accumulate(busy, initial=0))
+        self.first = self._first(chain.apart, atom_of)
+
+    def _first(self, apart: Iterable[tuple[int, int]], atom_of: list[int]) -> list[int]:
+        """For each boundary b the first a for which stage ``[a, b)`` has no two positions that must be apart."""
+        parted = {atom_of[later]: atom_of[earlier] + 1 for earlier, later in apart}
+        return [0, *accumulate((parted.get(k, 0) for k in range(self.n)), max)]
 
     def usage(self, a: int, b: int) -> Usage:
         """What stage ``[a, b)`` costs: what its atoms own, and each shared thing that it touches once."""

@@ -25,7 +25,7 @@ class Chain:
 
     ``legal`` are the boundaries that may be cut, increasing, without 0 and n. ``link_ticks`` is how long one
     microbatch's traffic, both ways, takes over the link at a boundary; the two byte counts are that traffic, activations
-    and gradients.
+    and gradients. ``apart`` holds pairs of positions that no stage may both have, increasing in both.
     """
 
     ticks: tuple[int, ...]
@@ -35,6 +35,7 @@ class Chain:
     link_ticks: tuple[int, ...]
     activation_bytes: tuple[int, ...]
     gradient_bytes: tuple[int, ...]
+    apart: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ticks)

@@ -1,4 +1,4 @@
-"""The command ``fxpipe``: show | plan | run | diff | passes | demo.
+"""The command ``fxpipe``: show | plan | partition | run | diff | passes | formats | demo.
 
 This file only reads the command line; ``fxpipe.commands`` does the work and is imported when there is some, so that
 ``--help`` answers without loading torch.
@@ -13,6 +13,7 @@ from pathlib import Path
 from fxpipe import __version__, units
 from fxpipe.errors import FxpipeError, OptionError
 
+WORKS_IN = {"partition": "fxpipe.planner.command"}  # the others need torch
 MODEL_HELP = "package.module:function, file.py:function (returning model, example_inputs) or demo:NAME"
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 for a failure that fxpipe reports, 2 for a wrong command line."""
     arguments = parser().parse_args(argv)
     try:
-        command = getattr(import_module("fxpipe.commands"), arguments.command)
+        command = getattr(import_module(WORKS_IN.get(arguments.command, "fxpipe.commands")), arguments.command)
         command(arguments)
     except FxpipeError as error:
         print(f"fxpipe {arguments.command}: {error}", file=sys.stderr)
@@ -52,14 +53,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="INPUT:DIMS",
         help="dimensions of an input that stay symbolic, such as input_ids:0,1; can be repeated",
     )
-    add("plan", "stages, schedule and save points of a model", model, cost, plan).add_argument(
-        "--save", type=Path, metavar="PATH", help="also write the plan there"
+    planning = add("plan", "stages, schedule and save points of a model", model, cost, plan, _answer_options())
+    planning.add_argument("--save", type=Path, metavar="PATH", help="also write the plan there")
+    planning.add_argument(
+        "--topology",
+        metavar="FILE|TEXT",
+        help="place the stages, replicated where that is faster, on these devices: JSON file, or levels from the innermost "
+        'out, such as "4@12GB/s x 4@1.25GB/s"',
     )
+    text = "stages and devices for a profile, a JSON file of nodes and edges; needs no model"
+    _add_partition(commands.add_parser("partition", help=text, description=text, parents=[_answer_options()]))
     _add_steps(add("run", "train a model as planned, one process for each rank", model, cost, plan), 20)
     add("diff", "what each pass changes in the graph", model, cost, plan).add_argument(
         "--pass", dest="pass_name", metavar="NAME", help="only this pass"
     )
     add("passes", "every pass: options, requires, provides, exact or bounded")
+    add("formats", "how activations can be stored: bits, signal to noise, a drawing").add_argument(
+        "formats", nargs="*", metavar="FORMAT", help="such as bfp4b32:gauss+e5m3; none of them lists the family"
+    )
     _add_steps(add("demo", "train a small GPT on two ranks, compressed, and set it against one process"), 300)
     return top
 
@@ -104,10 +115,66 @@ def _plan_options() -> argparse.ArgumentParser:
     )
     options.add_argument("--memory", type=_text(units.parse_bytes), metavar="BYTES", help="of each rank, such as 16GiB")
     options.add_argument(
+        "--objective", metavar="NAME", help="time (default); with --topology communication or balance too"
+    )
+    options.add_argument(
         "--bandwidth",
         type=_text(units.parse_bytes_per_second),
         metavar="RATE",
         help="of the link between ranks, such as 12GB/s",
+    )
+    return options
+
+
+def _add_partition(command: argparse.ArgumentParser) -> None:
+    command.add_argument("profile", type=Path, metavar="PROFILE", help="JSON file with nodes and edges")
+    command.add_argument(
+        "--topology",
+        required=True,
+        metavar="FILE|TEXT",
+        help='JSON file, or levels from the innermost out, such as "8@450GB/s x 4@50GB/s"',
+    )
+    command.add_argument("--objective", default="time", metavar="NAME", help="time (default), communication or balance")
+    command.add_argument("--stages", type=_count, metavar="N", help="exactly so many stages")
+    command.add_argument("--max-load-ratio", type=float, metavar="R", help="the busiest stage over the mean at most")
+    command.add_argument("--max-replicas", type=_count, metavar="N", help="of each stage")
+    command.add_argument(
+        "--memory", type=_text(units.parse_bytes), metavar="BYTES", help="of each device, such as 80GB"
+    )
+    command.add_argument(
+        "--stage-hint",
+        type=_hint,
+        action="append",
+        default=[],
+        metavar="NODE=HINT",
+        help="nodes with the same hint share a stage, with different hints they do not; can be repeated",
+    )
+    command.add_argument(
+        "--not-replicated",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="this node's stage stays on one device; can be repeated",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _hint(text: str) -> tuple[str, str]:
+    node, equals, hint = text.rpartition("=")
+    if not node or not equals or not hint:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a node with its hint, such as layer_3=0")
+    return node, hint
+
+
+def _answer_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--sweep", action="store_true", help="also the best plans for fewer workers")
+    options.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="NODE",
+        help="also what limits the plan, what would help, and why the cuts, or this node, are where they are",
     )
     return options
 

@@ -11,20 +11,24 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxpipe import printing, units
+from fxpipe import format_page, printing, units
 from fxpipe.api import compile, trace_microbatch
+from fxpipe.cut_rules import cut_rules
 from fxpipe.demo import run_demo
-from fxpipe.errors import OptionError, unknown
+from fxpipe.errors import FormatError, OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
+from fxpipe.layer_profile import layer_hints, layer_profile
 from fxpipe.model_source import Source, load_model
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
+from fxpipe.stage_hints import hints_text, marked, parse_hints
 from fxpipe.trace import trace
+from fxpipe.triton_kernels.format import BFPFormat
 
 LEARNS_TEXT = ("demo:gpt", "demo:llama")
 """Models that take characters: they learn real text, the others their example inputs over and over."""
@@ -40,11 +44,38 @@ def show(arguments: Namespace) -> None:
 
 
 def plan(arguments: Namespace) -> None:
-    """Stages, schedule and save points; ``--save`` writes the plan as well."""
+    """Stages, schedule and save points; ``--save`` writes the plan as well. With a topology: stages on its devices."""
+    if arguments.topology is not None or arguments.sweep or arguments.explain is not None:
+        _show_placed(arguments)
+        return
     made = _compiled(arguments)
     if arguments.save is not None:
         made.save(arguments.save)
     _print(arguments, made.to_dict(), lambda: str(made))
+
+
+def _show_placed(arguments: Namespace) -> None:
+    """The planner's answer for one microbatch of the model, replicas allowed: what a cluster would do, not run here."""
+    from fxpipe.planner import command, partition, topology as topologies
+
+    if arguments.save is not None:
+        raise OptionError("a plan with --topology, --sweep or --explain is not one to run; leave --save out")
+    asked = {**vars(arguments), "objective": "time"}
+    source, options = load_model(arguments.model), _options(Namespace(**asked))
+    topology = command.topology_of(arguments.topology or f"{options.n_ranks}@{options.bandwidth}", options.memory)
+    if "n_ranks" in arguments:
+        topologies.check_n_devices(topology, options.n_ranks)
+    pipeline = default_pipeline(options, _costs(arguments, options, source), _observers(arguments))
+    program, _ = trace_microbatch(*source, options.n_microbatches)
+    program = _until(pipeline, CostTable).run(program)
+    rate = min(level.bandwidth_bytes_per_second for level in topology.levels)
+    rules = cut_rules(
+        program, program.fact(CostTable), rate, {**marked(source.model), **parse_hints(hints_text(options.stage_hints))}
+    )
+    profile = layer_profile(rules)
+    objective = getattr(arguments, "objective", options.objective)
+    placed = partition.partition(profile, topology, objective, stage_hints=layer_hints(rules, profile))
+    command.show(arguments, placed)
 
 
 def diff(arguments: Namespace) -> None:
@@ -111,6 +142,16 @@ def passes(arguments: Namespace) -> None:
         for kind in PASSES.values()
     ]
     _print(arguments, rows, lambda: printing.table([_pass_cells(row) for row in rows], list(rows[0])))
+
+
+def formats(arguments: Namespace) -> None:
+    """The family of formats, or those asked for, each drawn bit by bit."""
+    try:
+        rows = format_page.rows(arguments.formats or list(format_page.FAMILY))
+    except ValueError as error:
+        raise FormatError(str(error)) from error
+    drawings = [format_page.drawing(BFPFormat.parse(text)) for text in arguments.formats]
+    _print(arguments, rows, lambda: "\n\n".join([format_page.table(rows), *drawings]))
 
 
 def _default(option: Field[Any]) -> object:

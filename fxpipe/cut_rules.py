@@ -6,7 +6,8 @@ would part
 - a value that cannot be sent (a tuple, a size) from its reader: getitem stays with its tuple;
 - a storage that the program makes from a node that writes it in place, or that reads it by strides;
 - the readers and writers of a buffer, parameter or input that is written in place;
-- the loss from the last stage, or two nodes between which gradients are switched off.
+- the loss from the last stage, or two nodes between which gradients are switched off;
+- what has one stage hint (``fxpipe.stage_hints``).
 
 What may be recomputed where it is read, in place of being sent, is ``fxpipe.recompute``'s to say.
 """
@@ -14,7 +15,7 @@ What may be recomputed where it is read, in place of being sent, is ``fxpipe.rec
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import sympy
 import torch
@@ -27,6 +28,7 @@ from fxpipe.ir.cost import CostTable, Size, Time
 from fxpipe.ir.program import Program
 from fxpipe.probe import element_bytes, tensors_of, total
 from fxpipe.recompute import Closures, recomputed
+from fxpipe.stage_hints import hints_of, spans
 from fxpipe.storages import Storage, Walk, attribute_of, walk
 
 _GRAD_SWITCH = torch._C._set_grad_enabled
@@ -61,6 +63,7 @@ class CutRules:
     walk: Walk
     written: Mapping[fx.Node, list[Storage]]
     closures: Closures
+    hints: Mapping[str, Span]
 
     def chain(self) -> Chain:
         """The program as the numbers that ``cut_search`` works on."""
@@ -78,6 +81,7 @@ class CutRules:
             link_ticks=tuple(_ticks((x + g) / per_second) for x, g in zip(forward, back, strict=True)),
             activation_bytes=forward,
             gradient_bytes=back,
+            apart=tuple((before[1], after[0]) for before, after in pairwise(self.hints.values())),
         )
 
     def _traffic(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -136,7 +140,13 @@ class CutRules:
         yield self.program.graph.output_node(), len(self.nodes)
 
     def _legal(self) -> tuple[int, ...]:
-        spans = (*self._unsendable(), *self._parted_storages(), *self._after_loss(), *self._without_grad())
+        spans = (
+            *self._unsendable(),
+            *self._parted_storages(),
+            *self._after_loss(),
+            *self._without_grad(),
+            *self.hints.values(),
+        )
         parts = self._over_boundaries((first, last, 1) for first, last in spans)
         return tuple(b for b in range(1, len(self.nodes)) if not parts[b])
 
@@ -184,12 +194,15 @@ class CutRules:
                 yield i, after
 
 
-def cut_rules(program: Program, costs: CostTable, bandwidth_bytes_per_second: float) -> CutRules:
+def cut_rules(
+    program: Program, costs: CostTable, bandwidth_bytes_per_second: float, stage_hints: Mapping[str, str] | None = None
+) -> CutRules:
     """Works the rules out for links of this bandwidth between neighbouring stages.
 
     Raises:
+        OptionError: a stage hint names nothing.
         VerifyError: ``costs`` has no row for a node, or the graph cannot be walked.
-        PartitionError: the program computes nothing, or a cost is not a number at the example's sizes.
+        PartitionError: the program computes nothing, a cost is not a number at the example's sizes, or hints overlap.
     """
     nodes = tuple(n for n in program.graph.nodes if n.op == "call_function")
     if not nodes:
@@ -213,6 +226,7 @@ def cut_rules(program: Program, costs: CostTable, bandwidth_bytes_per_second: fl
         walk=found,
         written=written,
         closures=recomputed(program.graph_module, found, written, is_cheaper),
+        hints=spans(hints_of(nodes, stage_hints or {})),
     )
 
 

@@ -29,6 +29,13 @@ class CutSearch:
         """The largest number of stages that the legal cuts allow, each with work to do."""
         return self._atoms.work[self._atoms.n]
 
+    def least_stages(self) -> int:
+        """The smallest number of stages that keeps apart what must be."""
+        n_stages, b = 0, self._atoms.n
+        while b > 0:
+            n_stages, b = n_stages + 1, min(self._atoms.first[b], b - 1)
+        return n_stages
+
     def best(self, limits: Limits) -> Cut | None:
         """The cut with the least bottleneck, or None where no cut keeps the limits.
 
@@ -84,7 +91,7 @@ class CutSearch:
             while ticks[b] - ticks[first] + shared > t:
                 shared -= sum(w[0] for _, after, w in touches.get(first, ()) if after >= b)
                 first += 1
-            found.append(first)
+            found.append(max(first, self._atoms.first[b]))
         return found
 
     def _by_time(self, t: int, limits: Limits) -> Counts:
@@ -119,7 +126,7 @@ class CutSearch:
             reached = a
             for b, usage in atoms.ending_later(a, a + 1):
                 after = limits.n_stages - 1 - stage
-                if usage[0] > t or self._least_memory(usage, stage, limits) > limits.memory:
+                if a < atoms.first[b] or usage[0] > t or self._least_memory(usage, stage, limits) > limits.memory:
                     break
                 enough = atoms.work[a] < atoms.work[b] <= atoms.work[-1] - after and (b == atoms.n) == last
                 if enough and b in cuttable and self._memory(a, b, usage, stage, limits) <= limits.memory:
@@ -136,17 +143,18 @@ class CutSearch:
         """
         atoms, stages = self._atoms, range(limits.n_stages)
 
-        def fits(usage: Usage, stage: int) -> bool:
-            return usage[0] <= t and self._least_memory(usage, stage, limits) <= limits.memory
+        def fits(a: int, b: int, usage: Usage, stage: int) -> bool:
+            allowed = a >= atoms.first[b] and usage[0] <= t
+            return allowed and self._least_memory(usage, stage, limits) <= limits.memory
 
         first, last = [atoms.n], [0]
         for stage in stages:
             a = last[-1]
             grown = atoms.ending_later(a, a)
-            last.append(next((b - 1 for b, usage in grown if not fits(usage, stage)), atoms.n))
+            last.append(next((b - 1 for b, usage in grown if not fits(a, b, usage, stage)), atoms.n))
         for stage in reversed(stages):
             b = first[-1]
-            first.append(next((a + 1 for a, usage in atoms.starting_earlier(b) if not fits(usage, stage)), 0))
+            first.append(next((a + 1 for a, usage in atoms.starting_earlier(b) if not fits(a, b, usage, stage)), 0))
         return first[::-1], last
 
     def _by_memory(self, t: int, limits: Limits) -> Counts:
@@ -167,7 +175,8 @@ class CutSearch:
                 continue
             fewest, most = (counts[a] & -counts[a]).bit_length() - 1, counts[a].bit_length() - 1
             for b, usage in atoms.ending_later(a, max(a + 1, first[fewest + 1])):
-                if b > last[most + 1] or usage[0] > t or usage[1] + usage[2] > limits.memory:
+                too_long = b > last[most + 1] or a < atoms.first[b] or usage[0] > t
+                if too_long or usage[1] + usage[2] > limits.memory:
                     break
                 if cuttable[b] and atoms.work[a] < atoms.work[b]:
                     skipped = self._stages_without_room(a, b, usage, limits)

@@ -88,8 +88,8 @@ def only_sign_is_read(placeholder: fx.Node) -> bool:
 
 def _reads_sign(user: fx.Node, node: fx.Node) -> bool:
     if user.target is aten.threshold_backward.default:
-        return user.args[0] is not node and user.args[2] == 0
-    return user.target is aten.le.Scalar and user.args[1] == 0
+        return bool(user.args[0] is not node and user.args[2] == 0)
+    return bool(user.target is aten.le.Scalar and user.args[1] == 0)
 
 
 def _reads_size(user: fx.Node, node: fx.Node) -> bool:

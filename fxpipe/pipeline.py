@@ -19,6 +19,7 @@ from fxpipe.passes.schedule import ScheduleStages
 from fxpipe.passes.split import SplitStages
 from fxpipe.passes.use_costs import UseCosts
 from fxpipe.save_points import MIN_BYTES
+from fxpipe.stage_hints import hints_text
 from fxpipe.units import parse_bytes, parse_bytes_per_second
 
 PASSES: dict[str, type[Pass]] = {
@@ -54,6 +55,8 @@ class Options:
     loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
+    stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks
+    of ``fxpipe.stage_hint`` in the model are added.
     stage_compiler: ``none`` runs the graphs as they are, bitwise like eager; ``inductor`` compiles them.
     loss_reduction: how the model's loss combines its batch, ``mean`` or ``sum``, so that microbatches add up to the same.
     timeout_seconds: how long a rank waits for another.
@@ -70,6 +73,7 @@ class Options:
     device: str = "cpu"
     bandwidth: str = "10GB/s"
     memory: str | None = None
+    stage_hints: str | Mapping[str, object] = ""
     stage_compiler: str = "none"
     loss_reduction: str = "mean"
     timeout_seconds: float = 300.0
@@ -85,6 +89,7 @@ class Options:
         if not self.timeout_seconds > 0:
             raise OptionError(f"timeout_seconds is {self.timeout_seconds}; expected more than 0")
         object.__setattr__(self, "format", FormatRules.parse(self.format).text)
+        object.__setattr__(self, "stage_hints", hints_text(self.stage_hints))
         default_pipeline(self)  # every pass checks its own options
 
     @classmethod
@@ -112,6 +117,7 @@ def default_pipeline(
                 bandwidth_bytes_per_second=parse_bytes_per_second(options.bandwidth),
                 memory_bytes=None if options.memory is None else parse_bytes(options.memory),
                 n_microbatches=options.n_microbatches,
+                stage_hints=hints_text(options.stage_hints),
             ),
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),

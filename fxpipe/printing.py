@@ -1,4 +1,4 @@
-"""Programs and facts as text: listings, tables, differences. The only file that imports tabulate.
+"""Programs and facts as text: listings, tables, differences.
 
 Equal programs give equal text on every run, so a listing can be compared, stored as a golden file and diffed.
 """
@@ -6,33 +6,17 @@ Equal programs give equal text on every run, so a listing can be compared, store
 import difflib
 import operator
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import fx
 from torch.utils._dtype_abbrs import dtype_abbrs
 
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import LoweredStages
+from fxpipe.tables import table
 
-
-def table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
-    """A table with one line per row. Columns of numbers and quantities (``1.50 KiB``) lean right; None is empty."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    columns = zip(*cells, strict=True) if cells else ([] for _ in headers)
-    align = ["right" if any(column) and all(map(_is_quantity, column)) else "left" for column in columns]
-    # Without disable_numparse the text 1.50 would become the number 1.5.
-    return tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align if cells else None)
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _is_quantity(cell: str) -> bool:
-    return not cell or cell.lstrip("-")[:1].isdigit() or cell in ("inf", "nan")
+__all__ = ["diff", "listing", "module_path", "node_line", "operator_name", "program_listing", "table", "type_of"]
 
 
 def diff(before: str, after: str, names: tuple[str, str] = ("before", "after")) -> str:

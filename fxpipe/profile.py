@@ -22,12 +22,14 @@ import torch.nn as nn
 from fxpipe.cost_model import cost_table, operator_name
 from fxpipe.devices import processor_name
 from fxpipe.errors import InputError, PlanError
+from fxpipe.graph_module import copy_graph_module
 from fxpipe.ir.cost import CostTable
 from fxpipe.probe import LeafCall, tensors_of
 from fxpipe.storages import Call, Walk, argument_nodes, attribute_of, walk
 
 VERSION = 1
 MIN_REPEATS = 3
+WHOLE_REPEATS = 5
 
 Progress = Callable[[int, int, str], None]  # calls done, calls in all, name of the node
 
@@ -43,9 +45,10 @@ def measured_costs(
 
     Each call runs once for its value, then forward and backward alone. Equal calls (same operator, shapes, strides and
     types) share their samples, at least three, of which the median counts, and the time that is spent on them, about
-    ``seconds_per_call``. Backward is the time of ``torch.autograd.grad`` from random gradients of the
-    outputs to every differentiable argument, less what that costs on an empty graph. Counts are those of
-    ``modelled_costs``; dynamic dimensions take the sizes of ``inputs``.
+    ``seconds_per_call``. Backward is the time of ``torch.autograd.grad`` from random gradients of the outputs to every
+    differentiable argument, less what that costs on an empty graph. At the end all times are scaled, forward and backward
+    by a factor each, so that their sums are what the graph takes as a whole: a call that runs again and again finds its
+    operands in the cache. Counts are those of ``modelled_costs``; dynamic dimensions take the sizes of ``inputs``.
 
     Raises:
         InputError: ``inputs`` do not fit the graph's placeholders in number, type or shape.
@@ -54,9 +57,14 @@ def measured_costs(
     sizes = _bind_sizes(graph_module, inputs)
     found = walk(graph_module)
     with _random_state_kept(), torch.set_grad_enabled(True):
-        samples = _Runner(graph_module, found, seconds_per_call, progress).run(inputs)
+        runner = _Runner(graph_module, found, seconds_per_call, progress)
+        samples = runner.run(inputs)
+        whole = runner.whole(inputs)
     seconds = {key: (statistics.median(s.forward), statistics.median(s.backward)) for key, s in samples.items()}
-    table = cost_table(graph_module, found, lambda call: seconds[call.key], _device_name(inputs), "measured")
+    sums = [sum(seconds[call.key][i] for call in found.calls) for i in range(2)]
+    factors = [w / s if w and s else 1.0 for w, s in zip(whole, sums, strict=True)]
+    scaled = {key: (f * factors[0], b * factors[1]) for key, (f, b) in seconds.items()}
+    table = cost_table(graph_module, found, lambda call: scaled[call.key], _device_name(inputs), "measured")
     return table.at(sizes) if sizes else table
 
 
@@ -99,6 +107,30 @@ class _Runner:
             for dead in done_with.get(node, ()):
                 del self.values[dead]
         return self.samples
+
+    def whole(self, inputs: Sequence[torch.Tensor]) -> tuple[float, float]:
+        """Forward and backward seconds of the whole graph under autograd; backward 0 where nothing needs a gradient."""
+        module = copy_graph_module(self.graph_module)
+        for name, buffer in list(module.named_buffers()):
+            owner, _, own_name = name.rpartition(".")
+            setattr(module.get_submodule(owner), own_name, buffer.clone())
+        leaves = [p for p in module.parameters() if p.requires_grad]
+        placeholders = self.graph_module.graph.find_nodes(op="placeholder")
+        forward, backward = [], []
+        for _ in range(1 + WHOLE_REPEATS):
+            values = [self._own(n, x) for n, x in zip(placeholders, inputs, strict=True)]
+            _wait()
+            start = time.perf_counter()
+            outputs = [t for t in tensors_of(module(*values)) if t.requires_grad]
+            _wait()
+            forward.append(time.perf_counter() - start)
+            if outputs and leaves:
+                received = [torch.ones_like(t) for t in outputs]
+                start = time.perf_counter()
+                torch.autograd.grad(outputs, leaves, received, allow_unused=True)
+                _wait()
+                backward.append(time.perf_counter() - start)
+        return statistics.median(forward[1:]), statistics.median(backward[1:]) if backward else 0.0
 
     def _own(self, node: fx.Node, value: Any) -> Any:
         """The value itself, or a copy where some node may write it (batch_norm updates buffers without saying so)."""

@@ -70,7 +70,8 @@ def _parts(graph: fx.Graph, differentiable: set[fx.Node]) -> Iterator[Calls]:
         if alive == {call} and (_is_residual_sum(call, differentiable) or _is_random(call)):
             yield tuple(part)
             part = []
-    yield tuple(part)
+    if part:
+        yield tuple(part)
 
 
 def _is_floating(call: fx.Node) -> bool:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.fx as fx
@@ -227,11 +227,11 @@ def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes, in
     """The compress node after the last forward use of ``node`` or of a view of it, and one node for each plane."""
     graph, val = node.graph, node.meta["val"]
     at = _last_use(node)
-    seed = ()
+    seed: tuple[fx.Node, ...] = ()
     if format.compress_needs_seed:
         at = _insert_seed(node, at, index)
         seed = (at,)
-    arguments = (node, str(format), memory_order(val), *seed)
+    arguments: tuple[Any, ...] = (node, str(format), memory_order(val), *seed)
     with graph.inserting_after(at):
         whole = graph.call_function(torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}")
     describe(whole, node, fakes.of(val, format)[0])
@@ -299,10 +299,10 @@ def _insert_decompress(
     graph, val = placeholder.graph, node.meta["val"]
     stored = _placeholders_before(placeholder, planes)
     before = first_user(placeholder)
-    seed = ()
+    seed: tuple[fx.Node, ...] = ()
     if format.decompress_needs_seed:
         seed = (_insert_seed(stored[0], before.prev, index),)
-    arguments = (stored, str(format), list(sizes), memory_order(val), val.dtype, *seed)
+    arguments: tuple[Any, ...] = (stored, str(format), list(sizes), memory_order(val), val.dtype, *seed)
     with graph.inserting_before(before):
         value = graph.call_function(torch.ops.fxpipe.bfp_decompress.default, arguments, name=f"decompress_{node.name}")
     describe(value, node, fakes.of(val, format)[1])

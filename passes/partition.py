@@ -17,6 +17,7 @@ from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan, TiedParameter
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
+from fxpipe.stage_hints import parse_hints
 from fxpipe.storages import attribute_of
 from fxpipe.units import format_bytes
 
@@ -39,6 +40,8 @@ class PartitionStages(Pass):
     min(``n_microbatches``, n_stages - s), what it received and what it saves for backward. Optimizer state and the
     temporaries of operators are not counted. ``n_stages`` ``None`` takes the fewest stages that fit (1 without a limit).
 
+    ``stage_hints``, ``module=hint;module=hint``: modules (or nodes) of one hint share a stage, of two hints they do not.
+
     Decides only: adds the fact Partition and leaves the graph alone.
 
     Raises:
@@ -55,8 +58,10 @@ class PartitionStages(Pass):
     bandwidth_bytes_per_second: float = 12.5e9  # 100 Gbit/s
     memory_bytes: int | None = None
     n_microbatches: int | None = None
+    stage_hints: str = ""
 
     def __post_init__(self) -> None:
+        parse_hints(self.stage_hints)
         if self.objective not in OBJECTIVES:
             raise OptionError(f"{self.name}: {unknown('objective', self.objective, OBJECTIVES)}")
         for option in ("n_stages", "memory_bytes", "n_microbatches"):
@@ -69,7 +74,9 @@ class PartitionStages(Pass):
             )
 
     def run(self, program: Program) -> Program:
-        rules = cut_rules(program, program.fact(CostTable), self.bandwidth_bytes_per_second)
+        rules = cut_rules(
+            program, program.fact(CostTable), self.bandwidth_bytes_per_second, parse_hints(self.stage_hints)
+        )
         chain = rules.chain()
         search = CutSearch(chain)
         cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
@@ -89,15 +96,18 @@ class PartitionStages(Pass):
 
     def _fewest(self, search: CutSearch) -> Cut:
         most = min(search.most_stages(), MOST_TRIED)
-        for n_stages in range(1, most + 1):
+        for n_stages in range(min(most, search.least_stages()), most + 1):
             if (cut := search.best(self._limits(n_stages))) is not None:
                 return cut
         return self._refuse(most, search)
 
     def _refuse(self, n_stages: int, search: CutSearch) -> Cut:
         fastest = search.best(Limits(n_stages, None, self.n_microbatches))
-        assert fastest is not None
-        assert self.memory_bytes is not None
+        if fastest is None or self.memory_bytes is None:
+            raise PartitionError(
+                f"no cut into {n_stages} stages keeps the stage hints apart: they need {search.least_stages()} stages at "
+                f"least, with a legal cut and work between them; ask for more stages, or for fewer hints"
+            )
         needs = fastest.memory_bytes
         worst = needs.index(max(needs))
         least = search.least_memory_bytes(self._limits(n_stages))

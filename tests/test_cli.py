@@ -14,6 +14,9 @@ def test_what_is_not_asked_is_left_to_the_options():
         "json": False,
         "dump": None,
         "save": None,
+        "topology": None,
+        "sweep": False,
+        "explain": None,
     }
 
 

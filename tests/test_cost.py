@@ -7,8 +7,9 @@ import pytest
 import sympy
 
 from fxpipe.errors import OptionError, PlanError, VerifyError
-from fxpipe.ir.cost import CostTable, Device, Level, NodeCost, Topology
+from fxpipe.ir.cost import CostTable, Device, NodeCost
 from fxpipe.ir.expression import size_symbol
+from fxpipe.ir.topology import Level, Topology
 
 BATCH = size_symbol("s0")
 LINEAR = NodeCost("linear", "aten.linear.default", 8192, 16384, 2688, 1024, 1024, 2176, 512, 1.5e-6, 3.1e-6)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -39,6 +40,7 @@ def brute_force(chain, limits):
     for inner in combinations(chain.legal, limits.n_stages - 1):
         cut = evaluated(chain, (0, *inner, n), limits)
         fits = limits.memory_bytes is None or max(cut.memory_bytes) <= limits.memory_bytes
+        fits &= all(any(first < b <= last for b in inner) for first, last in chain.apart)
         if fits and (limits.n_stages == 1 or min(cut.ticks) > 0):
             yield cut
 
@@ -61,7 +63,9 @@ def chains(draw):
 
     legal = tuple(sorted(draw(st.sets(st.integers(1, n - 1))))) if n > 1 else ()
     items = tuple(draw(st.lists(shared, max_size=4)))
-    return Chain(numbers(n), numbers(n), items, legal, at_cuts(), at_cuts(), at_cuts())
+    places = sorted(draw(st.sets(st.integers(0, n - 1), max_size=4)))
+    apart = tuple(zip(places[::2], places[1::2], strict=False))
+    return Chain(numbers(n), numbers(n), items, legal, at_cuts(), at_cuts(), at_cuts(), apart)
 
 
 @settings(max_examples=400, deadline=None)
@@ -80,6 +84,7 @@ def test_finds_the_best_cut_or_none_exists(chain, n_stages, memory_bytes, n_micr
 @settings(max_examples=300, deadline=None)
 @given(chains(), st.integers(1, 4), st.none() | st.integers(1, 4))
 def test_least_memory_is_the_least_with_which_a_cut_exists(chain, n_stages, n_microbatches):
+    chain = replace(chain, apart=())
     search = CutSearch(chain)
     if n_stages <= search.most_stages():
         known = brute_force(chain, Limits(n_stages, None, n_microbatches))
@@ -90,6 +95,7 @@ def test_least_memory_is_the_least_with_which_a_cut_exists(chain, n_stages, n_mi
 @settings(max_examples=300, deadline=None)
 @given(chains())
 def test_most_stages(chain):
+    chain = replace(chain, apart=())
     possible = [s for s in range(1, 10) if any(True for _ in brute_force(chain, Limits(s)))]
     assert CutSearch(chain).most_stages() == max(possible)
     assert possible == list(range(1, max(possible) + 1))
@@ -99,6 +105,20 @@ def plain(ticks, link=None, legal=None):
     n = len(ticks)
     link = link or (0,) * (n + 1)
     return Chain(tuple(ticks), (0,) * n, (), legal or tuple(range(1, n)), tuple(link), tuple(link), (0,) * (n + 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(chains())
+def test_least_stages_is_a_bound(chain):
+    possible = [s for s in range(1, 10) if any(True for _ in brute_force(chain, Limits(s)))]
+    assert not possible or CutSearch(chain).least_stages() <= min(possible)
+
+
+def test_what_must_be_apart_is_parted():
+    chain = replace(plain([1, 1, 9, 1]), apart=((0, 1),))
+    assert CutSearch(chain).best(Limits(2)).boundaries == (0, 1, 4)
+    assert CutSearch(chain).best(Limits(1)) is None
+    assert CutSearch(chain).least_stages() == 2
 
 
 def test_equal_work_is_halved():

@@ -62,6 +62,7 @@ def test_the_wheel_holds_every_source_under_its_installed_name(wheel):
     assert {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} == installed
     assert (wheel / "fxpipe" / "py.typed").exists()
     assert (wheel / "fxpipe" / "triton_kernels" / "bfp.c").exists()
+    assert (wheel / "fxpipe" / "triton_kernels" / "bfp_numbers.h").exists()
 
 
 def test_a_plain_install_works_away_from_the_checkout(wheel, tmp_path):
@@ -94,10 +95,7 @@ def test_the_type_check_sees_every_file(copy):
     cache = str(ROOT / ".mypy_cache")
     check = run("bash", "tools/check.sh", BIN=BIN, SOURCE=str(copy), ONLY_TYPES="1", MYPY_CACHE_DIR=cache)
     assert check.returncode != 0
-    assert (
-        sorted(set(re.findall(r"^(\S+\.py):\d+: error: Incompatible types in assignment", check.stdout, re.M)))
-        == SOURCES
-    )
+    assert sorted(set(re.findall(r"^(\S+\.py):\d+: error: Incompatible types\b", check.stdout, re.M))) == SOURCES
 
 
 def test_style_format_and_types():

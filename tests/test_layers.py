@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from floors import FLOOR_OF, NAMES_THE_PASSES, NO_TORCH, NOT_PASSES
+from floors import FLOOR_OF, NAMES_THE_PASSES, NO_TORCH, NO_TORCH_BUT_NUMPY, NOT_PASSES
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"fxpipe": "fxpipe", "passes": "fxpipe.passes", "triton_kernels": "fxpipe.triton_kernels"}
@@ -95,6 +95,12 @@ def test_loads_no_torch(file):
     assert not heavy
 
 
+@pytest.mark.parametrize("file", NO_TORCH_BUT_NUMPY)
+def test_loads_nothing_heavier_than_numpy(file):
+    names = {name for other in loaded_files(file) for name in imported(other, deferred=False) if is_heavy(name)}
+    assert {name.partition(".")[0] for name in names} == {"numpy"}
+
+
 def is_heavy(name: str) -> bool:
     return name.partition(".")[0] in ("torch", "triton", "sympy", "numpy", "tabulate", "transformers")
 
@@ -119,8 +125,8 @@ def test_only_the_pipeline_names_the_passes():
     assert [file for file in FILES if imported_files(file) & passes and file not in NAMES_THE_PASSES] == []
 
 
-def test_only_printing_imports_tabulate():
-    assert [file for file in FILES if "tabulate" in imported(file)] == ["fxpipe/printing.py"]
+def test_only_tables_imports_tabulate():
+    assert [file for file in FILES if "tabulate" in imported(file)] == ["fxpipe/tables.py"]
 
 
 def test_only_torch_pp_imports_private_names_of_the_pipelining_runtime():

@@ -24,10 +24,10 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tuple[Tensor, ...]:
     """As ``reference.compress``."""
+    if native.ready():
+        return native.compress(x_flat.detach(), fmt, seed)
     if not fmt.is_basic:
         return _compress_in_parts(x_flat, fmt, seed)
-    if native.ready():
-        return native.compress(x_flat, fmt)
     exponent_min = fmt.exponent_min(dtype_name(x_flat.dtype, fmt))
     x_flat = x_flat.detach()
     numel = x_flat.numel()
@@ -37,12 +37,16 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tupl
         values = _blocks(x_flat[start : start + CHUNK], fmt.block)
         work = scratch[: values.numel()].view_as(values)
         exponents = _shared_exponents(values, work, exponent_min)
-        words = _codes_unsigned(values, exponents, work, fmt) if fmt.unsigned else _codes(values, exponents, work, fmt)
+        codes = _codes_unsigned(values, exponents, work, fmt) if fmt.unsigned else _codes(values, exponents, work, fmt)
+        *codes_out, exponents_out = _of_chunk(planes, fmt, start)
+        if fmt.width == 4:
+            _pack_nibbles(codes, codes_out[0], fmt)
+        else:
+            _pack(codes.view(torch.int64), codes_out, fmt)
         finite = exponents != EXPONENT_NAN
         if not finite.all():
-            words.view(finite.numel(), -1).mul_(finite.unsqueeze(1))
-        *codes_out, exponents_out = _of_chunk(planes, fmt, start)
-        _deal(_narrow(words, fmt.width), codes_out, fmt)
+            for plane in codes_out:
+                plane.view(finite.numel(), -1).mul_(finite.unsqueeze(1))
         exponents_out.copy_(exponents)
     return planes
 
@@ -51,20 +55,18 @@ def decompress(
     planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     """As ``reference.decompress``."""
+    if native.ready():
+        return native.decompress(planes, fmt, numel, dtype, seed)
     if not fmt.is_basic:
         return _decompress_in_parts(planes, fmt, numel, dtype, seed)
-    if native.ready():
-        return native.decompress(planes, fmt, numel, dtype)
     dtype_name(dtype, fmt)
     out = planes[0].new_empty(numel, dtype=dtype)
     scratch = out.new_empty(min(CHUNK, fmt.n_blocks(numel) * fmt.block), dtype=torch.float32)
     for start in range(0, numel, CHUNK):
         *codes_in, exponents = _of_chunk(planes, fmt, start)
-        words = _widen(_collect(codes_in, fmt), fmt.width)
-        if not fmt.unsigned:
-            words = _offset_codes(words, fmt.width)
-        values = scratch[: words.numel() * GROUP]
-        values.copy_(words.view(torch.uint8))
+        codes = _unpack_nibbles(codes_in[0], fmt) if fmt.width == 4 else _unpack(codes_in, fmt)
+        values = scratch[: codes.numel()]
+        values.copy_(codes)
         if fmt.unsigned:
             values.sub_(0.5).clamp_(min=0.0)
         else:
@@ -116,15 +118,14 @@ def _shared_exponents(values: Tensor, work: Tensor, least: int) -> Tensor:
 
 
 def _codes(values: Tensor, exponents: Tensor, work: Tensor, fmt: BFPFormat) -> Tensor:
-    """Codes, one a byte of the int64 words [n / 8]. One bit of magnitude doubles all: 1/step may be no normal float."""
+    """Codes (uint8 [n]) plus 2^M. One bit of magnitude doubles all: 1/step may be no normal float."""
     double = 1 if fmt.magnitude_bits == 1 else 0
     offset = 1 << fmt.magnitude_bits
     reciprocals = ((253 + fmt.magnitude_bits + double - exponents) << 23).view(torch.float32)
     sums = torch.mul(values, reciprocals.unsqueeze(1), out=work).add_((_ROUND + offset) * (1 + double))
     if fmt.width == GROUP:
         sums.clamp_(max=_ROUND + 255)
-    codes = sums.view(torch.int32).to(torch.uint8).clamp_(1, 2 * offset - 1)  # plus 2^M
-    return _sign_and_magnitude(codes.view(torch.int64).flatten(), fmt.width)
+    return sums.view(torch.int32).to(torch.uint8).clamp_(1, 2 * offset - 1).flatten()
 
 
 def _codes_unsigned(values: Tensor, exponents: Tensor, work: Tensor, fmt: BFPFormat) -> Tensor:
@@ -133,7 +134,7 @@ def _codes_unsigned(values: Tensor, exponents: Tensor, work: Tensor, fmt: BFPFor
     cells.clamp_(max=(1 << fmt.width) - 2).add_(_ROUND)
     codes = cells.view(torch.int32).to(torch.uint8).add_(1)
     positive = torch.clamp(values.view(torch.int32), 0, 1, out=work.view(torch.int32))  # several times as fast as > 0
-    return codes.mul_(positive.to(torch.uint8)).view(torch.int64).flatten()
+    return codes.mul_(positive.to(torch.uint8)).flatten()
 
 
 def _steps(exponents: Tensor, magnitude_bits: int) -> Tensor:
@@ -142,23 +143,54 @@ def _steps(exponents: Tensor, magnitude_bits: int) -> Tensor:
 
 
 @cache
-def _each_byte(value: int) -> int:
-    """The int64 that holds ``value`` in each of its bytes."""
-    return int.from_bytes(bytes([value] * 8), "little", signed=True)
+def _each(value: int, period: int, bits: int) -> int:
+    """The integer of so many bits that holds ``value`` at each multiple of ``period``."""
+    word = sum(value << shift for shift in range(0, bits, period))
+    return word - (word >> (bits - 1) << bits)
 
 
-def _sign_and_magnitude(words: Tensor, width: int) -> Tensor:
-    signs = _each_byte(1 << (width - 1))
+def _pack_nibbles(codes: Tensor, plane: Tensor, fmt: BFPFormat) -> None:
+    """As ``_pack``, for codes of 4 bits: two in a byte, and from there on eight in a word."""
+    pairs = codes.view(torch.int16)
+    plane.view(torch.uint8).copy_((pairs >> 4).bitwise_or_(pairs))  # keeps the low bits
+    if not fmt.unsigned:
+        _sign_and_magnitude(plane, 4, 4)
+
+
+def _unpack_nibbles(plane: Tensor, fmt: BFPFormat) -> Tensor:
+    """The inverse: codes (uint8), plus 2^M if signed."""
+    if not fmt.unsigned:
+        plane = _offset_codes(plane, 4, 4)
+    pairs = plane.view(torch.uint8).to(torch.int16)
+    return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)
+
+
+def _pack(words: Tensor, planes: list[Tensor], fmt: BFPFormat) -> None:
+    """Codes, one a byte of the int64 words [n / 8], plus 2^M if signed -> the planes."""
+    if not fmt.unsigned:
+        _sign_and_magnitude(words, fmt.width, GROUP)
+    _deal(_narrow(words, fmt.width), planes, fmt)
+
+
+def _unpack(planes: list[Tensor], fmt: BFPFormat) -> Tensor:
+    words = _widen(_collect(planes, fmt), fmt.width)
+    return (words if fmt.unsigned else _offset_codes(words, fmt.width, GROUP)).view(torch.uint8)
+
+
+def _sign_and_magnitude(words: Tensor, width: int, period: int) -> None:
+    """In place, of codes at each multiple of ``period`` bits."""
+    bits = 8 * words.itemsize
+    signs = _each(1 << (width - 1), period, bits)
     negative = (words & signs).bitwise_xor_(signs)
-    ones = (negative >> (width - 1)).bitwise_and_(_each_byte(1))
-    magnitudes = (words ^ (negative - ones)).bitwise_and_(~signs).add_(ones)
-    return magnitudes.bitwise_or_(negative)
+    ones = (negative >> (width - 1)).bitwise_and_(_each(1, period, bits))
+    words.bitwise_xor_(negative - ones).bitwise_and_(~signs).add_(ones).bitwise_or_(negative)
 
 
-def _offset_codes(words: Tensor, width: int) -> Tensor:
-    signs = _each_byte(1 << (width - 1))
+def _offset_codes(words: Tensor, width: int, period: int) -> Tensor:
+    bits = 8 * words.itemsize
+    signs = _each(1 << (width - 1), period, bits)
     negative = words & signs
-    ones = (negative >> (width - 1)).bitwise_and_(_each_byte(1))
+    ones = (negative >> (width - 1)).bitwise_and_(_each(1, period, bits))
     magnitudes = (words & ~signs).bitwise_xor_(negative - ones).add_(ones)
     return magnitudes.add_(negative.bitwise_xor_(signs))
 

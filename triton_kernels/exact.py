@@ -1,6 +1,7 @@
 """Operators for what is stored exactly: ``fxpipe::pack_bools``, ``fxpipe::unpack_bools``, and seeds from values.
 
-Plain torch operators, so they run on every device. Importing this module registers them; none is differentiable.
+Plain torch operators, so they run on every device; on the CPU bools go to the compiled kernel where there is one.
+Importing this module registers them; none is differentiable.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from . import native
 
 _LIBRARY = torch.library.Library("fxpipe", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -35,6 +38,8 @@ def _pack_bools(x: Tensor) -> Tensor:
     """
     _check_dtype("pack_bools", x, torch.bool)
     flat = x.reshape(-1)
+    if x.device.type == "cpu" and (packed := native.pack_bools(flat)) is not None:
+        return packed
     if flat.numel() % 8 or flat.storage_offset() % 8:
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
         flat = flat.clone() if flat.storage_offset() % 8 else flat
@@ -56,6 +61,8 @@ def _unpack_bools(packed: Tensor, shape: Sequence[int]) -> Tensor:
             f"fxpipe::unpack_bools: {numel} values, shape {list(shape)}, take the shape [{(numel + 7) // 8}], "
             f"not {list(packed.shape)}"
         )
+    if packed.device.type == "cpu" and (flat := native.unpack_bools(packed, numel)) is not None:
+        return flat.view(list(shape))
     bytes = torch.arange(256, device=packed.device)
     eights = (
         ((bytes * _SPREAD) & _SELECT).view(torch.uint8).ne(0).view(torch.int64)

@@ -14,14 +14,12 @@ from typing import Any
 from . import codebooks
 from .grammar import BLOCKS, WIDTHS, FormatError, fields_of, refusal, text_of
 from .impossible import why_not
+from .planes import GROUP, GROUP_PLANES, Plane
 from .scales import EXPONENT_MIN, SCALES, Scale
 
 __all__ = ["BLOCKS", "DTYPES", "EXPONENT_MIN", "EXPONENT_NAN", "GROUP", "WIDTHS", "BFPFormat", "FormatError", "Plane"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-GROUP = 8
-"""Values whose codes share W whole bytes; every block is a whole number of groups."""
 
 EXPONENT_NAN = 255
 """The scale ``e8`` of a block that held a NaN or an infinity."""
@@ -36,21 +34,6 @@ OUTLIER_BIAS = 2
 LEARNED_BLOCKS = 1024
 LEARNED_ROUNDS = 8
 """``:learned`` fits its levels to at most so many blocks, evenly spaced, in at most so many rounds of Lloyd's algorithm."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """One stored tensor of a compressed value: one-dimensional, ``length`` elements of torch dtype ``dtype``."""
-
-    name: str
-    dtype: str
-    length: int
-    itemsize: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the plane."""
-        return self.length * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -150,8 +133,12 @@ class BFPFormat:
     Its mantissa is rounded to nearest even. e is 1 .. 15, and S at least 2^-13 of every outlier; e = 0 marks an entry that
     is not used, where the value is zero or lies below S/2 and is coded like the others.
 
-    ``:learned`` has the plane ``level``, uint8 [2^M], fitted to the tensor itself (``codebooks.fit``, from the Gaussian
-    levels): to every s-th block, s the least that leaves at most 1024 of them.
+    **Codebooks** are levels on a grid of 255 (``codebooks``). Explicit ones are 2 hexadecimal digits a level, from 2 levels to
+    as many as there are codes; codes beyond them decode to the last. Under ``+se5m2`` levels have their signs, on a grid
+    of 127: two's complement bytes, and the code is the level's index.
+
+    ``:learned`` has the plane ``level``, uint8, one level for each code or magnitude, fitted to the tensor itself
+    (``codebooks.fit``, from the Gaussian levels): to every s-th block, s the least that leaves at most 1024 of them.
 
     Raises:
         FormatError: no format has these fields; the message lists the legal ones.
@@ -190,12 +177,14 @@ class BFPFormat:
     def for_non_negative(self) -> "BFPFormat":
         """The format of this family for values that are never negative: ``+unsigned``, the sign's bit used for magnitude.
 
-        Two's complement is dropped, and so is a codebook that has no sign-free form of one bit more.
+        Two's complement is dropped, and so is a codebook that has no sign-free form of one bit more; ``+se5m2`` becomes
+        ``+e5m3``.
         """
         if self.unsigned:
             return self
         has_form = self.codebook in ("gauss", "learned") and self.width <= codebooks.MAX_BITS
-        return replace(self, unsigned=True, twos=False, codebook=self.codebook if has_form else "")
+        codebook, scale = self.codebook if has_form else "", "e5m3" if self.signed_levels else self.scale
+        return replace(self, unsigned=True, twos=False, codebook=codebook, scale=scale)
 
     # What it means
 
@@ -263,7 +252,7 @@ class BFPFormat:
         if not self.rounds_scale_up:
             return 1.0
         exact = 2.0 ** (self.grid_bits - 1) / self.peak_steps
-        return math.ceil(exact * 2**24 + 1) / 2**24
+        return math.ceil(exact * 2**24 + 1) / 2**24 if exact < 1 else 1.0
 
     @property
     def peak_steps(self) -> float:
@@ -354,13 +343,13 @@ class BFPFormat:
         if self.scale_kind.bits == 8:
             return [Plane("scale" if self.scale_kind.mantissa_bits else "exponent", "uint8", n_blocks, 1)]
         n_groups = _whole(n_blocks, GROUP)
-        planes = _GROUP_PLANES[self.scale_kind.bits]
+        planes = GROUP_PLANES[self.scale_kind.bits]
         return [Plane(p.name.replace("code", "scale"), p.dtype, p.length * n_groups, p.itemsize) for p in planes]
 
     @property
     def group_planes(self) -> tuple[Plane, ...]:
         """The planes of codes, with the length that one group of 8 values takes of each."""
-        return _GROUP_PLANES[self.width]
+        return GROUP_PLANES[self.width]
 
     def stored_bytes(self, numel: int) -> int:
         """Bytes that store ``numel`` values: the sum of the planes' bytes, the last block's filling included."""
@@ -399,21 +388,6 @@ class BFPFormat:
         """Blocks whose largest magnitude is less than this are as far off as blocks of this magnitude may be."""
         least = self.scale_kind.value(self.least_scale(dtype)) * (2.0 if self.rounds_scale_up else 1.0)
         return max(least, 2.0**-14) if dtype == "float16" and not self.is_basic else least
-
-
-_CODE32 = Plane("code32", "int32", 1, 4)
-_CODE16 = Plane("code16", "int16", 1, 2)
-_CODE8 = Plane("code8", "uint8", 1, 1)
-
-_GROUP_PLANES: dict[int, tuple[Plane, ...]] = {
-    2: (_CODE16,),
-    3: (_CODE16, _CODE8),
-    4: (_CODE32,),
-    5: (_CODE32, _CODE8),
-    6: (_CODE32, _CODE16),
-    7: (_CODE32, _CODE16, _CODE8),
-    8: (Plane("code32", "int32", 2, 4),),
-}
 
 
 @lru_cache(maxsize=256)

@@ -80,8 +80,8 @@ def _why_not_codebook(codebook: str, bits: int, unsigned: bool) -> str:
 def _why_not_levels(codebook: str, bits: int, *, unsigned: bool = False, signed: bool = False) -> str:
     if any(digit not in "0123456789abcdef" for digit in codebook):
         return f"unknown codebook ':{codebook}'"
-    if len(codebook) != 2 << bits:
-        return f"its codes have {1 << bits} levels, two hexadecimal digits each, and ':{codebook}' has {len(codebook)} digits"
+    if len(codebook) % 2 or not 4 <= len(codebook) <= 2 << bits:
+        return f"it takes 2 to {1 << bits} levels, two hexadecimal digits each, and ':{codebook}' has {len(codebook)} digits"
     levels = codebooks.from_hex(codebook, signed=signed)
     if any(a >= b for a, b in itertools.pairwise(levels)):
         return f"the levels {list(levels)} do not rise"

@@ -39,7 +39,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, tile: int = TILE) -> tuple[Tensor, 
     if numel > 0:
         if x_flat.data_ptr() % 4:  # 16-bit values are read in pairs
             x_flat = x_flat.clone()
-        with _device(x_flat):
+        with on_device(x_flat):
             grid = (triton.cdiv(numel, tile),)
             compress_kernel[grid](x_flat, *_arguments(planes, fmt), numel, **arguments, num_warps=N_WARPS)
     return planes
@@ -50,7 +50,7 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
     arguments = _constants("decompress", fmt, dtype_name(dtype, fmt), numel, tile)
     y = planes[0].new_empty(numel, dtype=dtype)
     if numel > 0:
-        with _device(y):
+        with on_device(y):
             grid = (triton.cdiv(numel, tile),)
             decompress_kernel[grid](*_arguments(planes, fmt), y, numel, PLACE_BITS, **arguments, num_warps=N_WARPS)
     return y
@@ -59,7 +59,8 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
 def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel: int) -> Any:
     """The compiled kernel for ``target``, which need not be present; its ``asm`` has "ptx" and "cubin", or "amdgcn".
 
-    ``numel`` decides what the launch of so many values would: whether all tiles are full, and how sizes divide.
+    ``numel`` decides what the launch of so many values would: whether all tiles are full, how sizes divide, and
+    whether they need 64 bits.
     Does not work under ``TRITON_INTERPRET=1``.
     """
     kernel = KERNELS[kind]
@@ -68,7 +69,7 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
         "y_ptr": _POINTERS[dtype],
-        "numel": "i32",
+        "numel": "i32" if numel < 2**31 else "i64",
         "place_bits": "i32",
     }
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -97,5 +98,6 @@ def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:
     return [by_name.get(name.removesuffix("_ptr"), planes[-1]) for name in _PLANE_POINTERS]
 
 
-def _device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Kernels started inside run on the device of ``x``."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""The path for CPU tensors compiled from ``bfp.c``: built on first use, kept in a cache, equal to ``reference`` bit for bit.
+"""The path for CPU tensors compiled from ``bfp.c`` and ``bfp_*.h``: built on first use, equal to ``reference`` bit for bit.
 
 The compiler is one that Inductor would need anyway. Where there is none, or it fails, that is logged once and ``cpu``
 goes on with eager operators; FXPIPE_NATIVE=0 in the environment asks for those. The kernel runs in torch's own OpenMP
@@ -26,10 +26,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .format import DTYPES, GROUP, BFPFormat
-from .reference import dtype_name
+from . import codebooks, learned
+from .format import GROUP, BFPFormat
+from .native_format import NativeFormat, native_format
+from .plane_layout import plane_layouts
+from .reference import checked_seed, dtype_name
 
 SOURCE = Path(__file__).with_name("bfp.c")
+HEADERS = tuple(sorted(SOURCE.parent.glob("bfp_*.h")))
 COMPILERS = ("$CC", "$CXX", "cc", "gcc", "clang", "g++")
 FLAGS = (*"-x c -O3 -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fPIC -shared".split(),)
 FLAGS_OF_THIS_CPU = ("-march=native",)  # left out where the compiler does not know them
@@ -43,30 +47,57 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The loaded library: its one function, and the address of OpenMP's ``GOMP_parallel``, 0 if torch has none."""
+    """The loaded library: its functions, and the address of OpenMP's ``GOMP_parallel``, 0 if torch has none."""
 
     run: "ctypes._NamedFuncPointer"
+    run_bools: "ctypes._NamedFuncPointer"
     parallel: int
     path: Path
 
 
-def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
+def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tuple[Tensor, ...]:
     """As ``reference.compress``, if ``ready()``."""
+    name = dtype_name(x_flat.dtype, fmt)
+    seed = checked_seed(seed, fmt, fmt.compress_needs_seed)
     values = x_flat.contiguous()
+    levels = learned.levels_of(values, fmt) if fmt.codebook == "learned" else fmt.levels
     numel = values.numel()
     n_blocks = fmt.n_blocks(numel)
-    n_groups = n_blocks * (fmt.block // GROUP)
-    codes = [values.new_empty(length * n_groups, dtype=dtype) for dtype, length in _group_planes(fmt.width)]
-    planes = (*codes, values.new_empty(n_blocks, dtype=torch.uint8))
-    _run(0, values, planes, fmt, numel)
-    return planes
+    planes = [values.new_empty(plane.length(n_blocks), dtype=plane.dtype) for plane in plane_layouts(fmt)]
+    _run(0, values, planes, native_format(fmt, name, levels), numel, seed)
+    if fmt.codebook == "learned":
+        planes[-1].copy_(torch.tensor([level & 255 for level in levels]))
+    return tuple(planes)
 
 
-def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype) -> Tensor:
+def decompress(
+    planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, seed: Tensor | None = None
+) -> Tensor:
     """As ``reference.decompress``, if ``ready()``; the planes are contiguous and of their due lengths."""
+    name = dtype_name(dtype, fmt)
+    seed = checked_seed(seed, fmt, fmt.decompress_needs_seed)
+    levels = fmt.levels
+    if fmt.codebook == "learned":
+        levels = codebooks.from_hex(bytes(planes[-1].tolist()).hex(), signed=fmt.signed_levels)
     values = planes[0].new_empty(numel, dtype=dtype)
-    _run(1, values, planes, fmt, numel)
+    _run(1, values, planes, native_format(fmt, name, levels), numel, seed)
     return values
+
+
+def pack_bools(x_flat: Tensor) -> Tensor | None:
+    """Bools [n] -> uint8 [ceil(n / 8)]: value j of eight is bit j, the last byte filled up with zeros.
+
+    None without a kernel.
+    """
+    values = x_flat.contiguous()
+    packed = values.new_empty((values.numel() + GROUP - 1) // GROUP, dtype=torch.uint8)
+    return packed if _run_bools(0, values, packed) else None
+
+
+def unpack_bools(packed: Tensor, numel: int) -> Tensor | None:
+    """The ``numel`` bools that ``packed`` stores, as ``pack_bools`` lays them out. None without a kernel."""
+    values = packed.new_empty(numel, dtype=torch.bool)
+    return values if _run_bools(1, values, packed.contiguous()) else None
 
 
 def ready() -> bool:
@@ -80,23 +111,24 @@ def describe() -> str:
     return f"native ({kernel.path})" if kernel else f"eager ({reason})"
 
 
-def _run(decompress: int, values: Tensor, planes: Sequence[Tensor], fmt: BFPFormat, numel: int) -> None:
+def _run(
+    decompress: int, values: Tensor, planes: Sequence[Tensor], native: NativeFormat, numel: int, seed: Tensor | None
+) -> None:
     kernel = _kernel_or_reason()[0]
     assert kernel is not None
-    name = dtype_name(values.dtype, fmt)
-    *codes, exponents = [plane.data_ptr() for plane in planes]
-    code32 = codes.pop(0) if fmt.width & 12 else 0
-    code16 = codes.pop(0) if fmt.width & 2 else 0
-    code8 = codes.pop(0) if fmt.width & 1 else 0
-    kernel.run(
-        decompress, values.data_ptr(), code32, code16, code8, exponents, numel, DTYPES.index(name),
-        fmt.width, fmt.block, fmt.unsigned, fmt.exponent_min(name), kernel.parallel, torch.get_num_threads(),
-    )  # fmt: skip
+    addresses = (ctypes.c_void_p * len(planes))(*[plane.data_ptr() for plane in planes])
+    number = 0 if seed is None else int(seed.item())
+    threads = torch.get_num_threads()
+    kernel.run(decompress, native, values.data_ptr(), addresses, numel, number, kernel.parallel, threads)
 
 
-@cache
-def _group_planes(width: int) -> tuple[tuple[torch.dtype, int], ...]:
-    return tuple((getattr(torch, plane.dtype), plane.length) for plane in BFPFormat(width, GROUP).group_planes)
+def _run_bools(unpack: int, values: Tensor, packed: Tensor) -> bool:
+    kernel = _kernel_or_reason()[0]
+    if kernel is None:
+        return False
+    threads = torch.get_num_threads()
+    kernel.run_bools(unpack, values.data_ptr(), packed.data_ptr(), values.numel(), kernel.parallel, threads)
+    return True
 
 
 @cache
@@ -132,16 +164,21 @@ def _load() -> Kernel:
 
 
 def _bind(path: Path) -> Kernel:
-    run = ctypes.CDLL(str(path)).fxpipe_bfp
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    run.argtypes = [number, *[pointer] * 5, ctypes.c_size_t, *[number] * 5, pointer, ctypes.c_uint]
-    run.restype = None
+    library = ctypes.CDLL(str(path))
+    run, run_bools = library.fxpipe_bfp, library.fxpipe_bools
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    native = ctypes.POINTER(NativeFormat)
+    run.argtypes = [number, native, pointer, pointer, size, ctypes.c_int64, pointer, ctypes.c_uint]
+    run_bools.argtypes = [number, pointer, pointer, size, pointer, ctypes.c_uint]
+    run.restype = run_bools.restype = None
+    if library.fxpipe_format_bytes() != ctypes.sizeof(NativeFormat):
+        raise Unavailable(f"{path} has another layout of formats")
     try:  # the OpenMP that torch was linked with, by whatever file name: a second one would compete for the cores
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         parallel = ctypes.cast(torch_cpu.GOMP_parallel, pointer).value or 0
     except (OSError, AttributeError):
         parallel = 0
-    return Kernel(run, parallel, path)
+    return Kernel(run, run_bools, parallel, path)
 
 
 def _compiler() -> list[str]:
@@ -156,7 +193,8 @@ def _compiler() -> list[str]:
 def _key(compiler: Sequence[str]) -> str:
     """A hash of all that the library depends on."""
     version = _output([*compiler, "--version"])
-    parts = [SOURCE.read_text(), *compiler, version, *FLAGS, *FLAGS_OF_THIS_CPU, platform.machine(), *_cpu()]
+    sources = [source.read_text() for source in (SOURCE, *HEADERS)]
+    parts = [*sources, *compiler, version, *FLAGS, *FLAGS_OF_THIS_CPU, platform.machine(), *_cpu()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -187,7 +225,7 @@ def _make_private(directory: Path) -> None:
 def _build(compiler: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as scratch:
         library = Path(scratch) / path.name
-        command = [*compiler, *FLAGS, "-o", str(library), str(SOURCE)]
+        command = [*compiler, *FLAGS, "-o", str(library), str(SOURCE), "-lm"]
         try:
             _output([*command, *FLAGS_OF_THIS_CPU])
         except Unavailable:

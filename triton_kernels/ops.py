@@ -11,13 +11,16 @@ channels-last, say) nothing is copied; any other order is as right, by way of a 
 # mypy: disable-error-code="no-untyped-call"
 # (torch.library has no types)
 
+import operator
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from . import cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
 from .format import BFPFormat
+from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name
 
 _LIBRARY = torch.library.Library("fxpipe", "DEF")
@@ -140,22 +143,32 @@ def _check_has_kernel(fmt: BFPFormat) -> None:
 
 
 def _checked(format: str, dtype: torch.dtype, order: Sequence[int], n_dims: int) -> BFPFormat:
-    fmt = BFPFormat.parse(format)
-    dtype_name(dtype, fmt)
-    if sorted(order) != list(range(n_dims)):
+    fmt = _format(format, dtype)
+    if not _is_identity(order, n_dims) and sorted(order) != list(range(n_dims)):
         raise ValueError(
             f"format '{fmt}': order {list(order)} is not a permutation of the {n_dims} dimensions {list(range(n_dims))}"
         )
     return fmt
 
 
+@lru_cache(maxsize=256)
+def _format(format: str, dtype: torch.dtype) -> BFPFormat:
+    fmt = BFPFormat.parse(format)
+    dtype_name(dtype, fmt)
+    return fmt
+
+
+def _is_identity(order: Sequence[int], n_dims: int) -> bool:
+    return len(order) == n_dims and all(map(operator.eq, order, range(n_dims)))
+
+
 def _check_plane_kinds(planes: Sequence[Tensor], fmt: BFPFormat) -> None:
     """Count and dtypes of the planes: what is known of fake tensors too."""
-    expected = [plane.dtype for plane in fmt.planes(1)]
-    found = [str(plane.dtype).removeprefix("torch.") for plane in planes]
-    if found != expected:
-        legal = ", ".join(f"{plane.name} {plane.dtype}" for plane in fmt.planes(1))
-        raise ValueError(f"format '{fmt}' has the planes {legal}; found {', '.join(found) or 'none'}")
+    expected = plane_layouts(fmt)
+    found = [plane.dtype for plane in planes]
+    if found != [plane.dtype for plane in expected]:
+        legal = ", ".join(f"{plane.name} {_name(plane.dtype)}" for plane in expected)
+        raise ValueError(f"format '{fmt}' has the planes {legal}; found {', '.join(map(_name, found)) or 'none'}")
 
 
 def _checked_planes(
@@ -163,21 +176,28 @@ def _checked_planes(
 ) -> tuple[list[Tensor], int]:
     """The planes, contiguous, and how many values they store."""
     _check_plane_kinds(planes, fmt)
-    numel = fmt.stored_numel([shape[dim] for dim in order])
-    for plane, expected in zip(planes, fmt.planes(numel), strict=True):
-        if plane.shape != (expected.length,):
+    numel = fmt.stored_numel([shape[dim] for dim in order] if fmt.rows else shape)
+    n_blocks = fmt.n_blocks(numel)
+    for plane, expected in zip(planes, plane_layouts(fmt), strict=True):
+        if plane.dim() != 1 or plane.numel() != expected.length(n_blocks):
             raise ValueError(
                 f"format '{fmt}': plane {expected.name} of {numel} values, shape {list(shape)}, has the shape "
-                f"[{expected.length}], not {list(plane.shape)}"
+                f"[{expected.length(n_blocks)}], not {list(plane.shape)}"
             )
     return [plane.contiguous() for plane in planes], numel
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _stored(x: Tensor, fmt: BFPFormat, order: Sequence[int]) -> Tensor:
-    return tiling.to_stored(x.permute(list(order)), fmt)
+    return tiling.to_stored(x if _is_identity(order, x.dim()) else x.permute(list(order)), fmt)
 
 
 def _shaped(stored: Tensor, fmt: BFPFormat, shape: Sequence[int], order: Sequence[int]) -> Tensor:
+    if _is_identity(order, len(shape)):
+        return tiling.from_stored(stored, fmt, shape)
     return tiling.from_stored(stored, fmt, [shape[dim] for dim in order]).permute(_inverse(order))
 
 

@@ -1,5 +1,7 @@
 """Values that formats are tried on: each class as a function of (n, generator), float32 [n]."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,8 +51,36 @@ def not_finite(n: int, g: torch.Generator) -> Tensor:
     return torch.where(torch.rand(n, generator=g) < 0.005, chosen, torch.randn(n, generator=g))
 
 
+def log_uniform_half(n: int, g: torch.Generator) -> Tensor:
+    """The same over what float16 holds."""
+    return torch.randn(n, generator=g).sign() * torch.exp2(torch.rand(n, generator=g) * 40.9 - 25)
+
+
+def tops(n: int, g: torch.Generator) -> Tensor:
+    """Magnitudes at the upper end of one power of two, which rounding may take beyond the greatest code.
+
+    Of every other 128, all are below the power of two in bfloat16 as well.
+    """
+    below = torch.randint(0, 2**31, (n,), generator=g) % (7 + 16 * (torch.arange(n) // 128 % 2)) + 1
+    return torch.randn(n, generator=g).sign() * (2 - torch.exp2(-below.float()))
+
+
+def spikes(n: int, g: torch.Generator) -> Tensor:
+    """One value in 100 is 64 times as large as the others."""
+    return torch.randn(n, generator=g).sign() * torch.where(torch.rand(n, generator=g) < 0.01, 80.0, 1.25)
+
+
+def least_exponents(n: int, g: torch.Generator) -> Tensor:
+    """Runs of 128 values of one magnitude near those of the least shared exponents, 24 and 103 + W."""
+    exponents = torch.tensor([*range(-106, -100), *range(-24, -14)])
+    chosen = exponents[torch.randint(0, len(exponents), (n // 128 + 1,), generator=g)]
+    return torch.randn(n, generator=g).clamp(-1.9, 1.9) * torch.exp2(chosen.float()).repeat_interleave(128)[:n]
+
+
 CLASSES = [
     normal, heavy_tail, log_uniform, one_magnitude_a_block, raw_bits, denormal, zeros, ties, huge, not_finite,
+    log_uniform_half, tops, spikes,
+    least_exponents,
 ]  # fmt: skip
 
 
@@ -58,6 +88,28 @@ def every_class(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     """All classes one after another, ``n`` values of each, in ``dtype``."""
     g = torch.Generator().manual_seed(seed)
     return torch.cat([make(n, g) for make in CLASSES]).to(dtype)
+
+
+def classes_in_turn(n: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """``n`` values: 128 of each class, and again, in a random order of classes that is another each time."""
+    g = torch.Generator().manual_seed(seed)
+    turns = n // (128 * len(CLASSES)) + 1
+    rows = torch.stack([make(128 * turns, g).view(turns, 128) for make in CLASSES], dim=1)
+    order = torch.stack([torch.randperm(len(CLASSES), generator=g) for _ in range(turns)])
+    return rows[torch.arange(turns).unsqueeze(1), order].flatten()[:n].to(dtype)
+
+
+def any_codes(planes: Sequence[Tensor], g: torch.Generator) -> list[Tensor]:
+    """Planes like ``planes`` with any codes, under any exponents that occur.
+
+    Of the exponents one in eight is 254 or 255, and one in eight near the least values of float16.
+    """
+    bits = [
+        torch.randint(0, 256, (plane.numel() * plane.itemsize,), generator=g, dtype=torch.uint8) for plane in planes
+    ]
+    chosen, any_of = torch.randint(0, 8, bits[-1].shape, generator=g), bits[-1]
+    exponents = torch.where(chosen == 0, 254 + any_of % 2, torch.where(chosen == 1, 98 + any_of % 16, any_of))
+    return [*(b.view(plane.dtype) for b, plane in zip(bits[:-1], planes, strict=False)), exponents.clamp_min(24)]
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FILES = [str(HERE / name) for name in ("interpreted.py", "interpreted_zero.py")]
 
 
 def test_the_kernels_equal_the_reference():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     ran = subprocess.run(
         command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False, timeout=600

@@ -8,7 +8,7 @@ from functorch.compile import aot_function, make_boxed_func
 from kernels.inputs import every_class, same
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxpipe.triton_kernels import BFPFormat, FormatError, cpu, ops, reference
+from fxpipe.triton_kernels import BFPFormat, FormatError, cpu, ops, reference, tiling
 
 bfp_compress = torch.ops.fxpipe.bfp_compress
 bfp_decompress = torch.ops.fxpipe.bfp_decompress
@@ -32,6 +32,71 @@ def test_compress_and_decompress_any_shape(shape, fmt):
     assert all(map(same, packed, expected))
     y = ops.decompress(packed, fmt, x.shape, x.dtype)
     assert same(y, reference.decompress(expected, BFPFormat.parse(fmt), x.numel(), x.dtype).view(shape))
+
+
+SEED = torch.tensor(5)
+OTHERS = [
+    "bfp4b32:gauss+e5m3+search+o1", "bfp3b8x4:learned+e5", "bfp4b32+sr+dither", "bfp2b1x16:gauss+se5m2+search",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("text", OTHERS)
+def test_every_kind_of_format_on_any_shape(text, shape):
+    fmt, x = BFPFormat.parse(text), torch.randn(shape)
+    packed = ops.compress(x, fmt, SEED)
+    stored = tiling.to_stored(x, fmt)
+    expected = reference.compress(stored, fmt, SEED)
+    assert all(map(same, packed, expected))
+    assert sum(plane.nbytes for plane in packed) == fmt.stored_bytes(fmt.stored_numel(shape))
+    y = ops.decompress(packed, fmt, x.shape, x.dtype, SEED)
+    again = reference.decompress(expected, fmt, stored.numel(), x.dtype, SEED)
+    assert same(y, tiling.from_stored(again, fmt, shape))
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_opcheck_of_every_kind_of_format(text):
+    x = torch.randn(3, 5, 8)
+    planes = bfp_compress(x, text, [2, 0, 1], SEED)
+    torch.library.opcheck(bfp_compress, (x, text, [2, 0, 1], SEED))
+    torch.library.opcheck(bfp_decompress, (planes, text, [3, 5, 8], [2, 0, 1], torch.float32, SEED))
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_symbolic_shapes_of_every_kind_of_format(text):
+    def there_and_back(x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        planes = bfp_compress(x, text, [1, 0], seed)
+        return bfp_decompress(planes, text, [x.shape[0], x.shape[1]], [1, 0], x.dtype, seed)
+
+    x = torch.randn(6, 50)
+    graph = make_fx(there_and_back, tracing_mode="symbolic")(x, SEED)
+    for part in (x, x[:4, :33], x[:1]):
+        assert same(graph(part, SEED), there_and_back(part, SEED))
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (None, r"format 'bfp4b8\+sr\+dither' needs a seed here, an int64 tensor of one value; found none"),
+        (torch.tensor(1, dtype=torch.int32), "found torch.int32 of shape"),
+        (torch.tensor([1, 2]), r"found torch.int64 of shape \[2\]"),
+    ],
+)
+def test_a_seed_is_asked_for(seed, message):
+    x, text = torch.randn(8), "bfp4b8+sr+dither"
+    with pytest.raises(ValueError, match=message):
+        ops.compress(x, text, seed)
+    with pytest.raises(ValueError, match=message):
+        ops.decompress(ops.compress(x, text, SEED), text, [8], torch.float32, seed)
+    with torch._subclasses.FakeTensorMode() as mode, pytest.raises(ValueError, match=message):
+        ops.compress(mode.from_tensor(x), text, seed if seed is None else mode.from_tensor(seed))
+
+
+def test_what_a_gpu_has_no_kernel_for_is_refused():
+    with pytest.raises(NotImplementedError, match=r"'bfp4b8\+e5' has no GPU kernel yet.* such as 'bfp4b8'"):
+        ops._compress_gpu(torch.randn(8), "bfp4b8+e5", [0])
+    with pytest.raises(NotImplementedError, match="has no GPU kernel yet"):
+        ops._decompress_gpu([], "bfp4b8+e5", [8], [0], torch.float32)
 
 
 def test_a_format_may_be_given_as_a_value():

@@ -1,0 +1,1 @@
+"""The planner: from a profile and a topology to stages and their devices. Loads numpy, never torch."""

@@ -1,0 +1,161 @@
+"""The fastest plan: exact where the graph has few cuts, else the best of several orders, improved step by step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fxpipe.planner.bounds import time_bound
+from fxpipe.planner.cuts import (
+    CutSets,
+    Pairs,
+    cut_sets,
+    cuts_of_order,
+    lattice,
+    pairs_of_line,
+    pairs_of_sets,
+    sets_of_orders,
+)
+from fxpipe.planner.graph import Graph
+from fxpipe.planner.line import Line
+from fxpipe.planner.minimax import minimax
+from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
+from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
+from fxpipe.planner.problem import Answer, Problem, answer_of, better
+from fxpipe.planner.profile import Ints
+from fxpipe.planner.ranges import Ranges, numbers_of_copies
+
+MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
+MOST_PAIRS = 1 << 20
+MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
+MOST_MOVES = 1 << 12
+MOST_ROUNDS = 8  # of improvement
+MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
+PRECISION = 1e-4
+GAIN = 2e-3  # what another order must promise before it is searched on a large problem
+MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
+
+
+def fastest(problem: Problem) -> Answer | None:
+    """The plan with the least time of its slowest stage that the search finds; None where it finds none."""
+    search = _Fastest(problem)
+    return search.run()
+
+
+def all_cuts(problem: Problem) -> tuple[CutSets, Pairs] | None:
+    """Every cut of the graph with every stage between two, or None where they are too many."""
+    graph = problem.graph
+    if graph.n + 1 > MOST_CUTS or (inside := lattice(graph, MOST_CUTS)) is None:
+        return None
+    cuts = cut_sets(graph, inside)
+    if cuts.n == graph.n + 1:
+        pairs = pairs_of_line(cuts.n) if cuts.n**2 // 2 <= MOST_PAIRS else None
+    else:
+        pairs = pairs_of_sets(cuts, MOST_PAIRS)
+    return None if pairs is None else (cuts, pairs)
+
+
+class _Fastest:
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.graph, self.topology = problem, problem.graph, problem.topology
+        self.model, self.limits = problem.model, problem.limits
+        self.bound = time_bound(problem.graph, problem.topology, problem.model, problem.constraints)
+        self.layers = self.limits.n_stages or 1
+        self.copies = numbers_of_copies(problem.topology)
+        self.best: Answer | None = None
+        self.size = problem.graph.n * problem.topology.n_devices * self.layers
+        self.large = self.size > MOST_SMALL
+        self.precision = 1e-3 if self.large else PRECISION
+
+    def run(self) -> Answer | None:
+        """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
+        known = all_cuts(self.problem)
+        if known is not None and (sets := self._sets(known[1])) is not None:
+            return self._over_cuts(*known, sets)
+        if known is not None and self._affordable(known[1]):
+            self._over_all_ranges(*known)
+        orders = some_orders(self.graph)
+        for at, order in enumerate(orders):
+            self._along(order, self._copies_of_best() if self.large and at else self.copies)
+        if known is None:
+            self._over_orders(orders)
+        if not self.graph.is_chain:
+            self._improve()
+        return self.best
+
+    def _sets(self, pairs: Pairs) -> Placement | None:
+        """The placement on any set of devices, where an exact search over it is quick."""
+        n_moves = n_moves_of_sets(self.topology)
+        if n_moves > MOST_MOVES or len(pairs.after) * n_moves * self.layers > MOST_STEPS:
+            return None
+        return all_sets(self.topology, self.model)
+
+    def _affordable(self, pairs: Pairs) -> bool:
+        n = self.topology.n_devices
+        return n * n * len(pairs.after) * self.layers <= MOST_STEPS and n**3 * len(pairs.start) <= MOST_STEPS
+
+    def _over_cuts(self, cuts: CutSets, pairs: Pairs, placement: Placement) -> Answer | None:
+        found = minimax(cuts, pairs, placement, self.model, self.limits)
+        if found is None:
+            return None
+        devices = placement.devices(found.moves)[::-1]
+        return answer_of(cuts, found.cost, found.cuts, devices, found.cost if placement.complete else 0.0)
+
+    def _over_all_ranges(self, cuts: CutSets, pairs: Pairs) -> None:
+        for n_copies in self.copies:
+            found = self._over_cuts(cuts, pairs, contiguous(self.topology, self.model, n_copies))
+            if found is not None:  # exact over ranges of devices only
+                self.best = better(self.best, Answer(found.cost, found.atoms, found.devices))
+
+    def _over_orders(self, orders: Sequence[Ints]) -> None:
+        """Over the cuts of several orders together."""
+        if self.graph.is_chain or len(orders) * self.graph.n > MOST_CUTS:
+            return
+        cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
+        pairs = pairs_of_sets(cuts, MOST_PAIRS)
+        if pairs is not None and self._affordable(pairs):
+            self._over_all_ranges(cuts, pairs)
+
+    def _along(self, order: Ints, copies: Sequence[int]) -> None:
+        """Searches one order for some numbers of copies."""
+        cuts = cuts_of_order(self.graph, order)
+        for n_copies in copies:
+            ranges = Ranges(self.topology, self.model, n_copies)
+            line = Line(cuts, ranges, self.model, self.limits)
+            if not len(line.sizes):
+                continue
+            high = np.inf if self.best is None else self.best.cost * (1 - (GAIN if self.large else self.precision))
+            if high < self.bound or (found := line.search(self.bound, high, self.precision)) is None:
+                continue
+            devices = [ranges.devices(a, b) for a, b in zip(found.starts, found.ends, strict=True)]
+            proved = line.refused_seconds if line.is_exact(line.refused_seconds) and self.graph.is_chain else 0.0
+            self.best = answer_of(cuts, found.seconds, found.cuts, devices, proved)
+
+    def _improve(self) -> None:
+        """Orders that keep the stages of the best plan apart but arrange the inside of each differently: cuts near those
+        of the plan become possible, until none helps."""
+        for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // self.size)):
+            if self.best is None or self.best.cost <= self.bound * (1 + PRECISION):
+                return
+            before = self.best
+            for order in orders_around(self.graph, before):
+                self._along(order, self._copies_of_best())
+            if self.best is before:
+                return
+
+    def _copies_of_best(self) -> Sequence[int]:
+        """The most copies that the best plan may be made of; all numbers while there is none."""
+        if self.best is None:
+            return self.copies
+        replicas = [len(devices) for devices in self.best.devices]
+        return [n for n in self.copies if not any(r % n for r in replicas)][-1:]
+
+
+def orders_around(graph: Graph, plan: Answer) -> list[Ints]:
+    """Orders that run the stages of a plan one after the other, each inside in another way."""
+    stage_of = plan.stage_of(graph.n).tolist()
+    depth = np.empty(graph.n, dtype=np.int64)
+    depth[depth_first(graph)] = np.arange(graph.n)
+    keys = (depth, -graph.compute, graph.compute)
+    orders = [sorted_by(graph, list(zip(stage_of, key.tolist(), strict=True))) for key in keys]
+    orders.append(least_live_bytes(graph, stage_of))
+    return list({order.tobytes(): order for order in orders}.values())

@@ -1,0 +1,197 @@
+"""The best plan over given cuts and a given placement, exactly: dynamic programming over pairs of cuts and moves.
+
+From the last stage backward. For a move that gives a stage its devices and the cut where it begins, ``best[move][cut]`` is
+the least cost of this stage and all later ones: over every cut where the stage may end, the stage's own cost combined
+with the best continuation. Costs combine by max (times) or by sum (bytes). O(pairs x moves), in numpy.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from fxpipe.planner.cost_model import CostModel, versions
+from fxpipe.planner.cuts import Cuts, Pairs
+from fxpipe.planner.placement import Placement
+from fxpipe.planner.profile import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What forbids a stage; None: nothing. ``n_stages``: exactly so many; ``max_seconds``: compute of a stage."""
+
+    memory_bytes: float | None = None
+    max_replicas: int | None = None
+    n_stages: int | None = None
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The cost of a plan, its cuts from the empty to the full one, and the move of each stage from the last to the first."""
+
+    cost: float
+    cuts: tuple[int, ...]
+    moves: tuple[int, ...]
+
+
+def allowed(cuts: Cuts, pairs: Pairs, limits: Limits) -> Pairs:
+    """The pairs that a stage may be whatever its devices are: one label at most, within memory and load."""
+    mask = np.diff(cuts.labelled[np.stack([pairs.before, pairs.after])], axis=0)[0] <= 1
+    if limits.memory_bytes is not None:
+        stored = cuts.parameters + cuts.activations
+        mask &= stored[pairs.after] - stored[pairs.before] <= limits.memory_bytes
+    if limits.max_seconds is not None:
+        slack = 1e-12 * max(1e-300, float(cuts.compute[-1]))
+        mask &= cuts.compute[pairs.after] - cuts.compute[pairs.before] <= limits.max_seconds + slack
+    return pairs if mask.all() else pairs.keep(mask)
+
+
+def minimax(cuts: Cuts, pairs: Pairs, placement: Placement, model: CostModel, limits: Limits) -> Found | None:
+    """The plan whose slowest stage is fastest, in seconds; None where the limits leave none."""
+    return _Search(cuts, pairs, placement, model, limits, sum_of_bytes=False).run()
+
+
+def least_bytes(cuts: Cuts, pairs: Pairs, placement: Placement, limits: Limits) -> Found | None:
+    """The plan whose cuts are crossed by the fewest bytes, one way."""
+    return _Search(cuts, pairs, placement, CostModel(), limits, sum_of_bytes=True).run()
+
+
+class _Search:
+    def __init__(
+        self, cuts: Cuts, pairs: Pairs, placement: Placement, model: CostModel, limits: Limits, sum_of_bytes: bool
+    ) -> None:
+        self.cuts, self.placement, self.model, self.limits = cuts, placement, model, limits
+        self.sum_of_bytes = sum_of_bytes
+        self.pairs = allowed(cuts, pairs, limits)
+        starts, ends = self.pairs.start[:-1], self.pairs.start[1:]
+        self.filled = np.flatnonzero(starts < ends)
+        self.filled_starts = starts[self.filled]
+        self.compute, self.parameters = self._between(cuts.compute), self._between(cuts.parameters)
+        self.stored = self._between(cuts.parameters + cuts.activations)
+        self.single = self._between(cuts.single) > 0
+        self.moves = np.arange(placement.n)
+        if limits.max_replicas is not None:
+            self.moves = self.moves[placement.replicas[self.moves] <= limits.max_replicas]
+        self.into = _grouped(placement.target, self.moves, placement.n_states)
+        self.out_of = _grouped(placement.source, self.moves, placement.n_states)
+        self.kept_work: dict[tuple[float, ...], Floats] = {}
+
+    def _between(self, sums: Floats | Ints) -> Floats:
+        return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
+
+    def run(self) -> Found | None:
+        """One layer of ``best`` where the number of stages is free, else one for each stage."""
+        layers: list[dict[int, Floats]] = []
+        if self.limits.n_stages is None:
+            layers.append({})
+            for state in range(self.placement.n_states):
+                self._leave(state, layers[0], layers[0], first=state == 0)
+        for index in range(self.limits.n_stages or 0):
+            layers.append({})
+            for state in range(self.placement.n_states) if index else [0]:
+                self._leave(state, layers[index - 1] if index else {}, layers[index], first=index == 0)
+        best = min(((values[0], move) for move, values in layers[-1].items()), default=(inf, -1))
+        return None if best[0] == inf else self._trace(layers, *best)
+
+    def _leave(self, state: int, before: dict[int, Floats], here: dict[int, Floats], first: bool) -> None:
+        """Fills in the moves out of a state from those into it."""
+        moves = self.out_of[state]
+        if not len(moves):
+            return
+        rest = self._continuations(moves, state, before, first)
+        if rest is None:
+            return
+        for move, after in zip(moves.tolist(), rest, strict=True):
+            values = np.full(self.cuts.n, inf)
+            cost = self._combine(move, after[self.pairs.after], slice(None))
+            if len(cost):
+                values[self.filled] = np.minimum.reduceat(cost, self.filled_starts)
+            here[move] = values
+
+    def _continuations(self, moves: Ints, state: int, before: dict[int, Floats], first: bool) -> Floats | None:
+        """The least cost of all after each cut, for each of the moves; shape (n moves, n cuts)."""
+        if first:
+            rest = np.full((len(moves), self.cuts.n), inf)
+            rest[:, -1] = 0.0
+            return rest
+        known = [move for move in self.into[state].tolist() if move in before]
+        if not known:
+            return None
+        values = np.stack([before[move] for move in known])
+        if self.sum_of_bytes:
+            return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
+        if self.model.serial_links:
+            return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
+        links = self.placement.links(moves, np.array(known))
+        return np.stack([np.maximum(values, row[:, None] * self.cuts.crossing).min(axis=0) for row in links])
+
+    def _combine(self, move: int, rest: Floats, chosen: slice) -> Floats:
+        """The cost of the stage of each chosen pair on the devices of a move, with that of the rest."""
+        work = self._work(move)[chosen]
+        return np.where(work == inf, inf, rest) if self.sum_of_bytes else np.maximum(work, rest)
+
+    def _work(self, move: int) -> Floats:
+        """The time of a stage on the devices of a move, for each pair; infinite where a limit forbids it."""
+        place = self.placement
+        r = int(place.replicas[move])
+        held = versions(int(place.taken[move]), r) if self.limits.memory_bytes is not None else 0
+        key = (r, float(place.all_reduce[move]), held, float(place.own_link[move]) if self.model.serial_links else 0.0)
+        if key not in self.kept_work:
+            if (len(self.kept_work) + 1) * len(self.compute) > 1 << 23:
+                self.kept_work.clear()
+            self.kept_work[key] = self._new_work(move, r, held)
+        return self.kept_work[key]
+
+    def _new_work(self, move: int, r: int, held: int) -> Floats:
+        all_reduce = self.placement.all_reduce[move] * self.parameters
+        both = np.maximum(self.compute, all_reduce) if self.model.overlap_all_reduce else self.compute + all_reduce
+        work: Floats = both / r
+        if self.model.serial_links:
+            crossing = self.cuts.crossing
+            work += self.placement.own_link[move] * (crossing[self.pairs.before] + crossing[self.pairs.after])
+        if self.limits.memory_bytes is not None:
+            work[held * self.stored > self.limits.memory_bytes] = inf
+        if r > 1:
+            work[self.single] = inf
+        return work
+
+    def _trace(self, layers: list[dict[int, Floats]], cost: float, move: int) -> Found:
+        """Follows the best values from the first stage to the last."""
+        cut, moves, path = 0, [move], [0]
+        index, value = len(layers) - 1, cost
+        while True:
+            chosen = slice(int(self.pairs.start[cut]), int(self.pairs.start[cut + 1]))
+            state = int(self.placement.source[move])
+            last = state == 0 and (index == 0)
+            before = layers[index if self.limits.n_stages is None else index - 1]
+            rest = self._continuations(np.array([move]), state, before, last)
+            assert rest is not None
+            costs = self._combine(move, rest[0][self.pairs.after[chosen]], chosen)
+            cut = int(self.pairs.after[chosen][int(np.argmax(costs <= value))])
+            path.append(cut)
+            if cut == self.cuts.n - 1:
+                return Found(cost, tuple(path), tuple(moves[::-1]))
+            move, value = self._next(before, move, state, cut, float(rest[0, cut]))
+            moves.append(move)
+            index -= self.limits.n_stages is not None
+
+    def _next(self, before: dict[int, Floats], move: int, state: int, cut: int, value: float) -> tuple[int, float]:
+        for other in self.into[state].tolist():
+            if other not in before:
+                continue
+            cost = before[other][cut]
+            if self.sum_of_bytes:
+                total = cost + self.cuts.crossing[cut]
+            elif self.model.serial_links:
+                total = cost
+            else:
+                link = self.placement.links(np.array([move]), np.array([other]))[0, 0]
+                total = max(cost, link * self.cuts.crossing[cut])
+            if total <= value:
+                return other, float(cost)
+        raise AssertionError("a value of the table has no move that gives it")
+
+
+def _grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
+    return [moves[keys[moves] == key] for key in range(n)]

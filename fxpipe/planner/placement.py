@@ -1,0 +1,160 @@
+"""Where stages may stand: the ways to give devices to the stages of a plan, from its last stage to its first.
+
+A placement is an automaton. A state says which devices the later stages have taken; a move gives some more to the stage
+before them. What the cost model charges depends on a move (all-reduce, replicas) or on two moves in a row (their link).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from fxpipe.ir.topology import Topology
+from fxpipe.planner.cost_model import CostModel
+from fxpipe.planner.profile import Floats, Ints
+from fxpipe.planner.ranges import Ranges
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Moves 0..n-1 between states, state 0 being no device taken; a move leads to a later state.
+
+    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (devices of this stage and all later
+    ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte that crosses, were
+    nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses between a stage and
+    the one after it, shape (n moves, n next moves). ``complete``: no other placement can be better.
+    """
+
+    source: Ints
+    target: Ints
+    replicas: Ints
+    taken: Ints
+    all_reduce: Floats
+    own_link: Floats
+    links: Callable[[Ints, Ints], Floats]
+    devices: Callable[[Sequence[int]], list[tuple[int, ...]]]
+    complete: bool
+
+    @property
+    def n(self) -> int:
+        return len(self.source)
+
+    @property
+    def n_states(self) -> int:
+        return int(self.target.max()) + 1
+
+
+def n_moves_of_sets(topology: Topology) -> int:
+    """How many moves ``all_sets`` would have."""
+    inner = topology.levels[0].size
+    return int(((inner + 1) * (inner + 2) // 2) ** (topology.n_devices // inner))
+
+
+def all_sets(topology: Topology, model: CostModel) -> Placement:
+    """Every set of devices. Devices of one innermost group are alike, so a set is its count in each of these groups."""
+    inner = topology.levels[0].size
+    n_groups = topology.n_devices // inner
+    counts = np.array(list(product(range(inner + 1), repeat=n_groups)))
+    counts = counts[np.argsort(counts.sum(axis=1), kind="stable")]
+    number = {tuple(row): at for at, row in enumerate(counts.tolist())}
+    moves = [
+        (number[tuple(taken)], at, number[tuple(more)])
+        for at, more_taken in enumerate(counts.tolist())
+        for taken in product(*(range(c + 1) for c in more_taken))
+        if any(more := [a - b for a, b in zip(more_taken, taken, strict=True)])
+    ]
+    source, target, shape = np.array(moves).T
+    shapes = [[g * inner + i for g, c in enumerate(row) for i in range(c)] for row in counts.tolist()]
+    all_reduce = np.array([0.0, *(model.all_reduce_seconds_per_byte(topology, s) for s in shapes[1:])])
+    links = _links_of_shapes(topology, counts)
+    own = np.array([0.0, *(_own_link(topology, s) for s in shapes[1:])])
+
+    def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
+        used, found, last = np.zeros(n_groups, dtype=np.int64), [], topology.n_devices - 1
+        for move in path:  # the last stage gets the last devices
+            row = counts[shape[move]]
+            taken = [last - g * inner - int(used[g]) - i for g, c in enumerate(row.tolist()) for i in range(c)]
+            found.append(tuple(sorted(taken)))
+            used += row
+        return found
+
+    return Placement(
+        source=source,
+        target=target,
+        replicas=counts[shape].sum(axis=1),
+        taken=counts[target].sum(axis=1),
+        all_reduce=all_reduce[shape],
+        own_link=own[shape],
+        links=lambda a, b: links[np.ix_(shape[a], shape[b])],
+        devices=devices,
+        complete=not model.serial_links or len(topology.levels) == 1,
+    )
+
+
+def _links_of_shapes(topology: Topology, counts: Ints) -> Floats:
+    """Seconds for each byte between sets of devices that are apart, shape (n sets, n sets)."""
+    replicas = np.maximum(counts.sum(axis=1), 1)
+    shares = counts / replicas[:, None]
+    found: Floats = 2 / np.minimum(replicas[:, None], replicas) / topology.levels[0].bandwidth_bytes_per_second
+    for level, size in zip(topology.levels[1:], [v.size for v in topology.levels[1:]], strict=True):
+        for unit in range(shares.shape[1]):
+            apart = np.abs(shares[:, None, unit] - shares[None, :, unit])
+            found = np.maximum(found, 2 * apart / level.bandwidth_bytes_per_second)
+        shares = shares.reshape(len(shares), -1, size).sum(axis=2)
+    return found
+
+
+def _own_link(topology: Topology, devices: Sequence[int]) -> float:
+    units, slowest = np.asarray(devices), 0.0
+    for k, level in enumerate(topology.levels):
+        inside = k > 0 and len(units) and topology.n_devices == prod(v.size for v in topology.levels[:k])
+        if not inside:
+            share = np.bincount(units).max() / len(units)
+            slowest = max(slowest, 2 * share / level.bandwidth_bytes_per_second)
+        units = units // level.size
+    return slowest
+
+
+def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement:
+    """Ranges of consecutive devices from the last device down, in each of ``n_copies`` equal blocks of devices."""
+    ranges = Ranges(topology, model, n_copies)
+    block = ranges.block
+    end, start = np.array([(e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]).T
+    size = end - start
+
+    def links(moves: Ints, next_moves: Ints) -> Floats:
+        return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
+
+    def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
+        return [ranges.devices(int(start[move]), int(end[move])) for move in path]
+
+    return Placement(
+        source=block - end,
+        target=block - start,
+        replicas=size * n_copies,
+        taken=(block - start) * n_copies,
+        all_reduce=ranges.all_reduce(start, end),
+        own_link=ranges.own_link(size),
+        links=links,
+        devices=devices,
+        complete=len(topology.levels) == 1 and n_copies == 1,
+    )
+
+
+def one_device_each(n_stages: int) -> Placement:
+    """Stage s on device s, links free: for objectives that do not look at links."""
+    states = np.arange(n_stages)
+    ones = np.ones(n_stages, dtype=np.int64)
+    return Placement(
+        source=states,
+        target=states + 1,
+        replicas=ones,
+        taken=states + 1,
+        all_reduce=np.zeros(n_stages),
+        own_link=np.zeros(n_stages),
+        links=lambda a, b: np.zeros((len(a), len(b))),
+        devices=lambda path: [(n_stages - 1 - at,) for at in range(len(path))],
+        complete=True,
+    )

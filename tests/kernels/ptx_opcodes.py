@@ -1,0 +1,165 @@
+"""What each PTX opcode computes, on numpy arrays with one element a thread: see section 9.7 of the PTX ISA.
+
+``OPCODES`` has the operands' types, the result's type, and a function, under the whole spelling of an opcode. A type is
+one of PTX: ``u32`` is a uint32. ``f32x2`` is two float32 in a row.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+DTYPES: dict[str, Any] = {
+    **{f"{kind}{8 * n}": np.dtype(f"{letter}{n}") for n in (1, 2, 4, 8) for kind, letter in ("uu", "si", "bu")},
+    "f16": np.dtype("f2"),
+    "f32": np.dtype("f4"),
+    "f32x2": np.dtype("f4"),
+    "pred": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class Opcode:
+    """``result = function(*operands)``."""
+
+    result: str
+    operands: tuple[str, ...]
+    function: Callable[..., Array]
+
+
+OPCODES: dict[str, Opcode] = {}
+
+
+def _define(spelling: str, result: str, operands: list[str], function: Callable[..., Array]) -> None:
+    OPCODES[spelling] = Opcode(result, tuple(operands), function)
+
+
+def _shift(function: Callable[[Array, Array], Array], size: int) -> Callable[[Array, Array], Array]:
+    """Amounts beyond the size shift as far as it goes."""
+
+    def shifted(value: Array, amount: Array) -> Array:
+        rest = value >> (size - 1) >> 1 if function is operator.rshift else value * 0  # the sign, or zero
+        return np.where(amount < size, function(value, (amount & (size - 1)).astype(value.dtype)), rest)
+
+    return shifted
+
+
+def _number(result: Array) -> Array:
+    """Every NaN that arithmetic makes is this one."""
+    bits = np.where(np.isnan(result), np.uint32(0x7FFFFFFF), result.view(np.uint32))
+    return bits.view(np.float32)
+
+
+def fused(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c, rounded once. In float64 the product is exact, and the sum is rounded to odd before float32."""
+    product, addend = a.astype(np.float64) * b, c.astype(np.float64)
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)  # of the sum, exactly
+    bits = total.view(np.int64)
+    inexact = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
+    away = np.where((error > 0) == (total > 0), 1, -1)
+    return _number((bits + np.where(inexact, away, 0)).view(np.float64).astype(np.float32))
+
+
+def _extreme(choose: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """fmin or fmax, where -0 is less than +0, and a number is preferred to a NaN."""
+
+    def chosen(a: Array, b: Array) -> Array:
+        signs = a.view(np.uint32) | b.view(np.uint32) if choose is np.fmin else a.view(np.uint32) & b.view(np.uint32)
+        return _number(np.where((a == 0) & (b == 0), signs.view(np.float32), choose(a, b)))
+
+    return chosen
+
+
+def _permute(a: Array, b: Array, selector: Array) -> Array:
+    both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
+    result = np.zeros_like(both)
+    for place in range(4):
+        nibble = (selector >> (4 * place)).astype(np.uint64) & np.uint64(15)
+        byte = (both >> ((nibble & np.uint64(7)) * np.uint64(8))) & np.uint64(255)
+        byte = np.where(nibble & np.uint64(8), np.where(byte & np.uint64(128), 255, 0), byte)
+        result |= byte.astype(np.uint64) << np.uint64(8 * place)
+    return result.astype(np.uint32)
+
+
+def _funnel(left: bool) -> Callable[[Array, Array, Array], Array]:
+    def shifted(low: Array, high: Array, amount: Array) -> Array:
+        both = low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
+        by = (amount & 31).astype(np.uint64)
+        return ((both << by >> np.uint64(32)) if left else (both >> by)).astype(np.uint32)
+
+    return shifted
+
+
+def _extract(value: Array, start: Array, length: Array) -> Array:
+    mask = (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1)
+    return ((value.astype(np.uint64) >> start.astype(np.uint64)) & mask).astype(np.uint32)
+
+
+def _logic(a: Array, b: Array, c: Array, table: Array) -> Array:
+    terms = [
+        (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
+        for row in range(8)
+        if int(table.flat[0]) >> row & 1
+    ]
+    return np.bitwise_or.reduce(np.broadcast_arrays(a & 0, *terms))
+
+
+_COMPARE = {name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
+for _size in (16, 32, 64):
+    _b, _u, _s = f"b{_size}", f"u{_size}", f"s{_size}"
+    for _t in (_u, _s):
+        _define(f"add.{_t}", _t, [_t, _t], operator.add)
+        _define(f"sub.{_t}", _t, [_t, _t], operator.sub)
+        _define(f"min.{_t}", _t, [_t, _t], np.minimum)
+        _define(f"max.{_t}", _t, [_t, _t], np.maximum)
+        _define(f"mul.lo.{_t}", _t, [_t, _t], operator.mul)
+        _define(f"mad.lo.{_t}", _t, [_t, _t, _t], lambda a, b, c: a * b + c)
+        _define(f"shr.{_t}", _t, [_t, "u32"], _shift(operator.rshift, _size))
+        if _size < 64:
+            _w = f"{_t[0]}{2 * _size}"
+            _define(f"mul.wide.{_t}", _w, [_t, _t], lambda a, b, w=_w: a.astype(DTYPES[w]) * b)
+            _define(f"mad.wide.{_t}", _w, [_t, _t, _w], lambda a, b, c, w=_w: a.astype(DTYPES[w]) * b + c)
+    _define(f"neg.{_s}", _s, [_s], operator.neg)
+    _define(f"shl.{_b}", _b, [_b, "u32"], _shift(operator.lshift, _size))
+    for _t in (_b, _u, _s):
+        for _name, _function in _COMPARE.items():
+            _define(f"setp.{_name}.{_t}", "pred", [_t, _t], _function)
+        _define(f"selp.{_t}", _t, [_t, _t, "pred"], lambda a, b, p: np.where(p, a, b))
+        _define(f"mov.{_t}", _t, [_t], lambda a: a)
+for _b in ("b16", "b32", "b64", "pred"):
+    _define(f"and.{_b}", _b, [_b, _b], operator.and_)
+    _define(f"or.{_b}", _b, [_b, _b], operator.or_)
+    _define(f"xor.{_b}", _b, [_b, _b], operator.xor)
+    _define(f"not.{_b}", _b, [_b], operator.invert)
+for _t in (f"{kind}{size}" for kind in "us" for size in (8, 16, 32, 64)):
+    for _from in (f"{kind}{size}" for kind in "us" for size in (8, 16, 32, 64)):
+        _define(f"cvt.{_t}.{_from}", _t, [_from], lambda a, t=_t: a.astype(DTYPES[t]))
+
+_define("mul.hi.u32", "u32", ["u32", "u32"], lambda a, b: (a.astype(np.uint64) * b >> np.uint64(32)).astype(np.uint32))
+_define("min.relu.s32", "s32", ["s32", "s32"], lambda a, b: np.maximum(np.minimum(a, b), 0))
+_define("prmt.b32", "b32", ["b32", "b32", "b32"], _permute)
+_define("shf.l.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=True))
+_define("shf.r.wrap.b32", "b32", ["b32", "b32", "b32"], _funnel(left=False))
+_define("bfe.u32", "u32", ["u32", "u32", "u32"], _extract)
+_define("lop3.b32", "b32", ["b32", "b32", "b32", "u32"], _logic)
+
+for _t in ("f32", "f32x2"):
+    _define(f"add.{_t}", _t, [_t, _t], lambda a, b: _number(a + b))
+    _define(f"sub.{_t}", _t, [_t, _t], lambda a, b: _number(a - b))
+    _define(f"mul.{_t}", _t, [_t, _t], lambda a, b: _number(a * b))
+    _define(f"fma.rn.{_t}", _t, [_t, _t, _t], fused)
+for _name, _function in _COMPARE.items():
+    _define(f"setp.{_name}.f32", "pred", ["f32", "f32"], _function)
+_define("selp.f32", "b32", ["b32", "b32", "pred"], lambda a, b, p: np.where(p, a, b))
+_define("mov.f32", "b32", ["b32"], lambda a: a)
+_define("min.f32", "f32", ["f32", "f32"], _extreme(np.fmin))
+_define("max.f32", "f32", ["f32", "f32"], _extreme(np.fmax))
+_define("cvt.f32.f16", "f32", ["f16"], lambda a: _number(a.astype(np.float32)))
+_define("cvt.rn.f16.f32", "f16", ["f32"], lambda a: np.where(np.isnan(a), np.uint16(0x7FFF), a.astype("f2").view("u2")))

@@ -1,0 +1,79 @@
+"""The compiled PTX of the Triton kernels equals the reference bit for bit, on devices that are not here."""
+
+import pytest
+import torch
+from kernels import emulated
+from kernels.inputs import any_codes, classes_in_turn, same, tops
+
+from fxpipe.triton_kernels import BFPFormat, launch, reference
+from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
+
+TARGETS = [80, 90, 100]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RAGGED = 6 * launch.TILE + 2817  # a kernel for it has the path for full tiles and the path for the last
+
+FORMATS = [(width, block, (width + i) % 2 == 0) for width in WIDTHS for i, block in enumerate(BLOCKS)]
+OF_OTHERS = [
+    (target, width, BLOCKS[(width + 2 * unsigned + target // 20) % len(BLOCKS)], unsigned)
+    for target in (80, 100)
+    for width in WIDTHS
+    for unsigned in (False, True)
+]
+
+
+def assert_equal(target: int, fmt: BFPFormat, x: torch.Tensor, before: int = 0) -> None:
+    """Both kernels on x, as they stand and with products fused into sums; and decompress on codes of every kind."""
+    numel, dtype = x.numel(), x.dtype
+    size = before * launch.TILE + numel
+    pack = emulated.compiled_for(target, "compress", fmt, dtype, size)
+    unpack = emulated.compiled_for(target, "decompress", fmt, dtype, size)
+    stored = reference.compress(x, fmt)
+    codes = any_codes(stored, torch.Generator().manual_seed(numel))
+    expected = reference.decompress(codes, fmt, numel, dtype)
+    for fuse in (False, True):
+        assert all(map(same, emulated.compress(pack, x, fmt, before, fuse), stored))
+        assert same(emulated.decompress(unpack, codes, fmt, numel, dtype, before, fuse), expected)
+
+
+def a_dtype(width: int, block: int, unsigned: bool) -> torch.dtype:
+    return DTYPES[(width + BLOCKS.index(block) + unsigned) % len(DTYPES)]
+
+
+@pytest.mark.parametrize(("width", "block", "unsigned"), FORMATS)
+def test_sm_90_every_width_and_block(width, block, unsigned):
+    x = classes_in_turn(RAGGED, a_dtype(width, block, unsigned), seed=width)
+    assert_equal(90, BFPFormat(width, block, unsigned), x)
+
+
+@pytest.mark.parametrize(("target", "width", "block", "unsigned"), OF_OTHERS)
+def test_other_targets_every_width(target, width, block, unsigned):
+    x = classes_in_turn(RAGGED, a_dtype(width, block, unsigned), seed=block)
+    assert_equal(target, BFPFormat(width, block, unsigned), x)
+
+
+def test_the_sample_has_every_block_and_dtype_on_each_target():
+    for target in (80, 100):
+        chosen = [of for other, *of in OF_OTHERS if other == target]
+        assert {a_dtype(*of) for of in chosen} == set(DTYPES)
+        assert {block for _, block, _ in chosen} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", ["bfp4b32", "bfp8b32+unsigned"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_size_of_full_tiles(target, fmt, dtype):
+    assert_equal(target, BFPFormat.parse(fmt), classes_in_turn(6 * launch.TILE, dtype))
+
+
+@pytest.mark.parametrize("fmt", ["bfp4b32", "bfp7b8+unsigned"])
+@pytest.mark.parametrize("numel", [1, 7, 9, 31, 33, 1025, 2043, 3078, 4095, 4097, 4129])
+def test_any_size(fmt, numel):
+    g = torch.Generator().manual_seed(numel)
+    assert_equal(90, BFPFormat.parse(fmt), tops(numel, g).bfloat16())
+
+
+@pytest.mark.parametrize("fmt", ["bfp3b64", "bfp8b128+unsigned"])
+@pytest.mark.parametrize("numel", [4096, 5001])
+def test_the_end_of_a_tensor_of_more_than_two_to_the_31_values(fmt, numel):
+    before = 3 * 2**31 // launch.TILE
+    assert_equal(90, BFPFormat.parse(fmt), classes_in_turn(numel, torch.float16), before=before)

@@ -1,0 +1,121 @@
+"""A kernel with one thing wrong is caught: the inputs that the compiled kernels are held to have teeth."""
+
+import random
+import re
+
+import pytest
+import torch
+from kernels import emulated
+from kernels.inputs import any_codes, classes_in_turn, same, spikes, tops
+from kernels.mutations import Mutation, mutations
+from kernels.ptx import Kernel, PtxError
+from torch import Tensor
+
+from fxpipe.triton_kernels import BFPFormat, launch, reference
+
+SAMPLE = 30  # mutations of each kernel, no two alike but for the registers' numbers
+KERNELS = [
+    (90, "bfp4b32", torch.bfloat16),
+    (90, "bfp7b8", torch.float32),
+    (90, "bfp2b16+unsigned", torch.float16),
+    (80, "bfp5b128+unsigned", torch.float16),
+    (80, "bfp6b16", torch.bfloat16),
+    (100, "bfp8b32+unsigned", torch.bfloat16),
+    (100, "bfp3b64", torch.float32),
+]
+EQUIVALENT = {
+    "one NaN for another": r"selp\.[bf]32 %r, (0f7FC00000|2143322048), .* -> \S+ %r, (0f7F\w+|214332204\d), .*",
+    "the path for a tile in part serves a full tile too": (
+        r"(setp\.ne\.b32 %p, %r, 4096 -> setp\.ne\.b32 %p, %r, 4097|@%p (bra .*) -> \2)"
+    ),
+    "lanes 1, 2, 4 apart reach each other over 1, 3, 5, too": r"shfl\S+ %r, %r, ([248]), .* -> .* [359], 31, -1",
+    "of a group's number only that of its block is used": r"or\S+ %r, %r, (128|256|384) -> \S+ %r, %r, (129|257|385)",
+    "the next thread of a block holds the same exponent": r"setp\.(eq|ne)\S+ %p, %r, 0 -> setp\.\1\S+ %p, %r, 1",
+    "the other thread of two does": r"bfp\db16\S* \S+ compress: @%p (st\.global\.b8 .*) -> @!%p \1",
+    "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned .*0fBF000000 -> .*0fBEFFFFFF",
+    "no value of eight bits is more than 255 steps": (
+        r"bfp8\S+unsigned bfloat16 compress: min\.s32 %r, %r, 255 -> min\.s32 %r, %r, 256"
+    ),
+    "the least float32 comes to less than half the least float16": (
+        r"bfp\S+ float16 decompress: max\.f32 %r, %r, 0f00000000 -> max\.f32 %r, %r, 0f00000001"
+    ),
+    "bfloat16 drops an ulp of float32": r"bfp\S+ bfloat16 decompress: mul\.f32 %r, %r, (0f\w+)0 -> mul.* \1(?#-)1",
+    "below the fields there is nothing but zeros": (
+        r"bfp\S+ \S+ decompress: and\.b32 %r, %r, (133160880|384|96|6) -> and\.b32 %r, %r, (133160881|385|97|7)"
+    ),
+}
+"""Why mutations change no result, and which, as regular expressions for ``alike``."""
+
+
+class Trial:
+    """What a compiled kernel is asked, and the right answers. Once a case fails, the rest need not be run."""
+
+    def __init__(self, kind: launch.Kind, fmt: BFPFormat, dtype: torch.dtype) -> None:
+        self.kind, self.fmt, self.dtype = kind, fmt, dtype
+        self.cases = [self._case(classes_in_turn(8 * launch.TILE + 2817, dtype))]
+        self.cases += [self._case(tops(n, torch.Generator().manual_seed(n)).abs().to(dtype)) for n in EDGES]
+        self.cases += [self._case(spikes(4090 + n, torch.Generator().manual_seed(n)).to(dtype)) for n in range(6)]
+        self.cases += [self._case(classes_in_turn(launch.TILE - 2 * seed, dtype, seed)) for seed in range(1, 21)]
+        self.cases += [self._case(classes_in_turn(32 * launch.TILE + 1, dtype, seed)) for seed in (21, 22)]
+
+    def _case(self, x: Tensor) -> tuple[int, object, object]:
+        stored = reference.compress(x, self.fmt)
+        if self.kind == "compress":
+            return x.numel(), x, stored
+        codes = any_codes(stored, torch.Generator().manual_seed(x.numel()))
+        return x.numel(), codes, reference.decompress(codes, self.fmt, x.numel(), self.dtype)
+
+    def passed(self, kernel: Kernel) -> bool:
+        try:
+            return all(self._right(kernel, *case) for case in self.cases)
+        except PtxError:
+            return False
+
+    def _right(self, kernel: Kernel, numel: int, given, expected) -> bool:
+        if self.kind == "compress":
+            return all(map(same, emulated.compress(kernel, given, self.fmt), expected))
+        return same(emulated.decompress(kernel, given, self.fmt, numel, self.dtype), expected)
+
+
+def _edges() -> list[int]:
+    """Sizes of one tile that end at each place of a group, in each quarter of the tile; and whole blocks of any size."""
+    inside = [1024 * quarter + 8 * (5 * j + quarter) + j for quarter in range(4) for j in range(8)]
+    return [
+        launch.TILE - 1,
+        *(n for n in inside if n),
+        *(1024 * quarter + 384 + more for quarter in range(4) for more in (0, 5)),
+    ]
+
+
+EDGES = _edges()
+
+
+def alike(mutation: Mutation) -> str:
+    """The mutation without the registers' numbers."""
+    return re.sub(r"%([a-z]+)\d+", r"%\1", str(mutation))
+
+
+def equivalent(of: str, mutation: Mutation) -> bool:
+    text = f"{of}: {alike(mutation)}"
+    return any(re.search(f"{known}$", text) for known in EQUIVALENT.values())
+
+
+def sample(kernel: Kernel, n: int) -> list[Mutation]:
+    """``n`` of the kernel's mutations, each of a kind of its own, the same in every run."""
+    g = random.Random(0)
+    found = list(mutations(kernel))
+    g.shuffle(found)
+    kinds = {alike(mutation): mutation for mutation in found}
+    return list(kinds.values())[:n]
+
+
+@pytest.mark.parametrize("kind", launch.KERNELS)
+@pytest.mark.parametrize(("target", "name", "dtype"), KERNELS, ids=str)
+def test_mutations_are_caught(target, name, dtype, kind):
+    fmt = BFPFormat.parse(name)
+    kernel = emulated.compiled_for(target, kind, fmt, dtype, 1)
+    trial = Trial(kind, fmt, dtype)
+    assert trial.passed(kernel)
+    survivors = [mutation for mutation in sample(kernel, SAMPLE) if trial.passed(mutation.of(kernel))]
+    of = f"{fmt} {str(dtype).removeprefix('torch.')} {kind}"
+    assert [str(mutation) for mutation in survivors if not equivalent(of, mutation)] == []
