@@ -348,7 +348,7 @@ def test_autocast_keeps_the_copies_of_the_parameters_exact():
     assert {(p.decision, p.reason, p.stored_bytes) for p in copies} == {("recompute", "copy of a parameter", 0)}
     masks = [p for p in points if p.format == "either(-inf,0.0)"]
     assert [(p.decision, p.dtype) for p in masks] == [("pack", "bfloat16")]
-    assert near.saved_bytes == plans[0].stored_bytes
+    assert near.saved_bytes == plans[0].stored_bytes + 8 * 4  # rotary frequencies, a buffer
 
 
 def test_logits_that_backward_exponentiates_stay_exact_under_autocast():

@@ -44,11 +44,19 @@ from fxpipe.backend import BackendOptions, CompressingPartitioner
 from fxpipe.demos import demo, text
 from fxpipe.ir.compression import CompressionPlan
 
-FOUR, EIGHT = "bfp4b32:gauss+e6m2+search", "bfp8b32"
-GRADIENT_SETTINGS = ("e4m3", "e5m2", "bfp4b32", FOUR, EIGHT)
+EIGHT = "bfp8b32+e5m3"
+GRADIENT_SETTINGS = (
+    "e4m3",
+    "e5m2",
+    "bfp4b32",
+    "bfp4b32:gauss+e5m3+search",
+    "bfp4b64:gauss+e5m3+search+o1",
+    "bfp8b32",
+    EIGHT,
+)
 TRAINED = ("bfp4b32:gauss+e6m2+search", "bfp3b32:gauss+e6m2+search", "bfp2b32:gauss+se5m2+search")
-AT_MOST = {"cnn": (0.10, 0.057), "vit": (0.10, 0.070), "llama": (0.19, 0.070)}
-"""Relative error of the gradient with 4 bits: the figure, and the stretch."""
+AT_MOST = {"cnn": 0.10, "vit": 0.10, "llama": 0.19}
+"""Relative error of the gradient with 4 bits, 4.5 at most with scales and outliers."""
 TRAINING_LIMITS = ((2.35, 0.02), (3.35, 0.002), (4.3, None))
 """A format of at most so many bits ends within so much of fp32's validation loss; ``None``: within the noise of its seeds."""
 SEEDS = (0, 1, 2)
@@ -322,7 +330,7 @@ def figures(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Each figure that was measured: its name, what was reached, the limit."""
     found = []
     of = {(r["model"], r["setting"]): r for r in report["gradient"]}
-    for model, (limit, _) in AT_MOST.items() if of else ():
+    for model, limit in AT_MOST.items() if of else ():
         four = min(r["error"] for (m, _), r in of.items() if m == model and r["bits"] and 4 <= r["bits"] <= 4.5)
         eight, e4m3 = of[model, EIGHT]["error"], of[model, "e4m3"]["error"]
         found.append({"figure": f"{model}: gradient error, 4 bits", "reached": four, "limit": limit})
