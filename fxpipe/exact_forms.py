@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +129,8 @@ def insert_restore(
     if form.name == SIGNS:
         return emit(prims.convert_element_type.default, emit(aten.logical_not.default, bools), dtype, name=name)
     if form.constants:
-        low, high = (emit(aten.full_like.default, bools, value, dtype=dtype) for value in form.constants)
+        device = like.meta["val"].device
+        low, high = (emit(aten.full.default, [], value, dtype=dtype, device=device) for value in form.constants)
         return emit(aten.where.self, bools, high, low, name=name)
     return bools
 
@@ -138,12 +140,14 @@ class _Emitter:
 
     def __init__(self, served: fx.Node, at: fx.Node, *, before: bool = False) -> None:
         self.served, self.graph, self.at, self.before = served, at.graph, at, before
+        self.mode = getattr(served.meta["val"], "fake_mode", nullcontext())
 
     def __call__(self, target: Any, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.at) if self.before else self.graph.inserting_after(self.at):
             node = self.graph.call_function(target, args, kwargs, name=name)
         fakes = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        describe(node, self.served, target(*fakes[0], **fakes[1]))
+        with self.mode:
+            describe(node, self.served, target(*fakes[0], **fakes[1]))
         self.at = self.at if self.before else node
         return node
 

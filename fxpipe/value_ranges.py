@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fxpipe.value_facts import COPIES, NOTHING, Received, view_source
 
@@ -179,7 +180,8 @@ def _rounded(node: fx.Node, values: list[Any]) -> frozenset[float]:
     if not all(isinstance(v, int | float) for v in values):
         return frozenset()
     dtype = node.meta["val"].dtype
-    found = torch.tensor([float(v) for v in values], dtype=torch.float64).to(dtype).tolist()
+    with unset_fake_temporarily():  # the compiler's mode, in which tensors have no values
+        found = torch.tensor([float(v) for v in values], dtype=torch.float64).to(dtype).tolist()
     if any(math.isnan(v) or (v == 0 and math.copysign(1, v) < 0) for v in found):
         return frozenset()
     return frozenset(map(float, found))

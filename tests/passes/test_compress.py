@@ -20,7 +20,7 @@ DECOMPRESS = torch.ops.fxpipe.bfp_decompress.default
 aten, prims, fxpipe = torch.ops.aten, torch.ops.prims, torch.ops.fxpipe
 STORE = {fxpipe.pack_bools.default, aten.permute.default, aten.eq.Scalar, aten.le.Scalar}
 RESTORE = {
-    fxpipe.unpack_bools.default, aten.permute.default, aten.full_like.default, aten.where.self, aten.logical_not.default,
+    fxpipe.unpack_bools.default, aten.permute.default, aten.full.default, aten.where.self, aten.logical_not.default,
     prims.convert_element_type.default,
 }  # fmt: skip
 """Of exact forms."""
