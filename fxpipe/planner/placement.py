@@ -21,8 +21,8 @@ from fxpipe.planner.ranges import Ranges
 class Placement:
     """Moves 0..n-1 between states, state 0 being no device taken; a move leads to a later state.
 
-    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (devices of this stage and all later
-    ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte that crosses, were
+    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many
+    devices are of this stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte that crosses, were
     nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses between a stage and
     the one after it, shape (n moves, n next moves). ``complete``: no other placement can be better.
     """
@@ -118,10 +118,13 @@ def _own_link(topology: Topology, devices: Sequence[int]) -> float:
 
 
 def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement:
-    """Ranges of consecutive devices from the last device down, in each of ``n_copies`` equal blocks of devices."""
+    """Ranges of consecutive devices in each of ``n_copies`` equal blocks of devices, from the last device down or, where
+    that shifts them against the machines, from one of the few before it."""
     ranges = Ranges(topology, model, n_copies)
     block = ranges.block
-    end, start = np.array([(e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]).T
+    moves = [(block - e, e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]
+    moves += [(0, e, s) for e in range(block - 1, block - 1 - ranges.most_idle, -1) for s in range(e - 1, -1, -1)]
+    source, end, start = np.array(moves).T
     size = end - start
 
     def links(moves: Ints, next_moves: Ints) -> Floats:
@@ -131,10 +134,10 @@ def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]
 
     return Placement(
-        source=block - end,
+        source=source,
         target=block - start,
         replicas=size * n_copies,
-        taken=(block - start) * n_copies,
+        taken=np.where(source == 0, size, block - start) * n_copies,
         all_reduce=ranges.all_reduce(start, end),
         own_link=ranges.own_link(size),
         links=links,
