@@ -21,10 +21,10 @@ from fxpipe.planner.ranges import Ranges
 class Placement:
     """Moves 0..n-1 between states, state 0 being no device taken; a move leads to a later state.
 
-    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many
-    devices are of this stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte that crosses, were
-    nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses between a stage and
-    the one after it, shape (n moves, n next moves). ``complete``: no other placement can be better.
+    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many devices are of this
+    stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte
+    that crosses, were nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses
+    between a stage and the one after it, shape (n moves, n next moves). ``complete``: no other placement can be better.
     """
 
     source: Ints
@@ -117,11 +117,10 @@ def _own_link(topology: Topology, devices: Sequence[int]) -> float:
     return slowest
 
 
-def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement:
-    """Ranges of consecutive devices in each of ``n_copies`` equal blocks of devices, from the last device down or, where
-    that shifts them against the machines, from one of the few before it."""
-    ranges = Ranges(topology, model, n_copies)
-    block = ranges.block
+def contiguous(ranges: Ranges) -> Placement:
+    """Ranges of consecutive devices in each equal block of devices, from the last device down or, where that shifts them
+    against the machines, from one of the few before it."""
+    block, n_copies = ranges.block, ranges.n_copies
     moves = [(block - e, e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]
     moves += [(0, e, s) for e in range(block - 1, block - 1 - ranges.most_idle, -1) for s in range(e - 1, -1, -1)]
     source, end, start = np.array(moves).T
@@ -142,7 +141,7 @@ def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement
         own_link=ranges.own_link(size),
         links=links,
         devices=devices,
-        complete=len(topology.levels) == 1 and n_copies == 1,
+        complete=len(ranges.topology.levels) == 1 and n_copies == 1,
     )
 
 
