@@ -1,6 +1,7 @@
 """The fastest plan: exact where the graph has few cuts, else the best of several orders, improved step by step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -73,10 +74,11 @@ class _Fastest:
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
         known = all_cuts(self.problem)
-        if known is not None and (sets := self._sets(known[1])) is not None:
-            return self._over_cuts(*known, sets)
-        if known is not None and self._affordable(known[1]):
+        sets = None if known is None else self._sets(known[1])
+        if known is not None and (sets is not None or self._affordable(known[1])):
             self._over_all_ranges(*known)
+            if sets is not None:
+                return self._over_all_sets(*known, sets)
             for order in some_orders(self.graph)[: MOST_PAIRS_NUMBERED // len(known[1].after) + 1]:
                 self._along(order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
             return self.best
@@ -107,6 +109,13 @@ class _Fastest:
             return None
         devices = placement.devices(found.moves)[::-1]
         return answer_of(cuts, found.cost, found.cuts, devices, found.cost if placement.complete else 0.0)
+
+    def _over_all_sets(self, cuts: CutSets, pairs: Pairs, sets: Placement) -> Answer | None:
+        """Exactly: what is not faster than the best plan over ranges of devices is left out."""
+        self.best = better(self.best, self._over_cuts(cuts, pairs, sets))
+        if self.best is None or not sets.complete:
+            return self.best
+        return replace(self.best, proved_bound=self.best.cost)
 
     def _over_all_ranges(self, cuts: CutSets, pairs: Pairs) -> None:
         for ranges in self.blocks[::-1]:  # the quickest first: a good plan makes the rest quicker

@@ -95,7 +95,8 @@ class _Search:
         if limits.max_replicas is not None:
             self.moves = self.moves[placement.replicas[self.moves] <= limits.max_replicas]
         self.into = _grouped(placement.target, self.moves, placement.n_states)
-        self.out_of = _grouped(placement.source, self.moves, placement.n_states)
+        first = self.moves[placement.like[self.moves] == self.moves]  # the others cost the same
+        self.out_of = _grouped(placement.source, first, placement.n_states)
         self.kept_work: dict[tuple[float, ...], Work] = {}
 
     def _between(self, sums: Floats | Ints) -> Floats:
@@ -156,16 +157,21 @@ class _Search:
             rest = np.full((len(moves), self.cuts.n), inf)
             rest[:, -1] = 0.0
             return rest
-        known = [move for move in self.into[state].tolist() if move in before]
-        if not known:
+        known = self._known(state, before)
+        if not len(known):
             return None
-        values = np.stack([before[move] for move in known])
+        values = np.stack([before[move] for move in self.placement.like[known].tolist()])
         if self.sum_of_bytes:
             return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
         if self.model.serial_links:
             return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
-        links = self.placement.links(moves, np.array(known))
+        links = self.placement.links(moves, known)
         return np.stack([np.maximum(values, row[:, None] * self.cuts.crossing).min(axis=0) for row in links])
+
+    def _known(self, state: int, before: dict[int, Floats]) -> Ints:
+        """The moves into a state that may be part of a plan."""
+        into = self.into[state]
+        return into[[first in before for first in self.placement.like[into].tolist()]]
 
     def _work(self, move: int) -> Work:
         """The pairs that may be a stage on the devices of a move, with less than ``below`` seconds of work."""
@@ -234,8 +240,8 @@ class _Search:
 
     def _next(self, before: dict[int, Floats], move: int, state: int, cut: int, value: float) -> tuple[int, float]:
         """The move of the stage after, which begins at a cut and gives the value of all after it; its own value."""
-        known = np.array([other for other in self.into[state].tolist() if other in before])
-        costs = np.array([before[other][cut] for other in known.tolist()])
+        known = self._known(state, before)
+        costs = np.array([before[other][cut] for other in self.placement.like[known].tolist()])
         total = costs
         if self.sum_of_bytes:
             total = costs + self.cuts.crossing[cut]
