@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fxpipe.planner.cost_model import CostModel, versions
 from fxpipe.planner.cuts import Cuts, Pairs
@@ -124,31 +125,36 @@ class _Search:
         rest = self._continuations(moves, state, before, first)
         if rest is None:
             return
-        chosen = self._in_time(moves, rest)
-        for move, after in zip(moves[chosen].tolist(), rest[chosen], strict=True):
-            values = self._values(move, after)
-            if values.min() < inf:
+        begin = self._may_begin(moves, rest)
+        for move, after, able in zip(moves.tolist(), rest, begin, strict=True):
+            if able.any() and (values := self._values(move, after, able)).min() < inf:
                 here[move] = values
 
-    def _in_time(self, moves: Ints, rest: Floats) -> Ints:
-        """Which moves leave devices enough for what is not yet computed, with less than ``below`` seconds on each."""
+    def _may_begin(self, moves: Ints, rest: Floats) -> NDArray[np.bool_]:
+        """Where the stage of each move may begin with less than ``below`` seconds of compute on each of its devices and of
+        those left for the stages before; shape (n moves, n cuts)."""
         if self.below == inf:
-            return np.arange(len(moves))
-        left = np.where(rest < inf, self.cuts.compute, inf).min(axis=1)
-        devices = self.n_taken - self.placement.taken[moves] + self.placement.replicas[moves]
-        return np.flatnonzero(left <= self.below * devices + self.slack)
+            return np.ones(rest.shape, dtype=bool)
+        compute, place = self.cuts.compute, self.placement
+        least = np.where(rest < inf, compute, inf).min(axis=1) - self.below * place.replicas[moves] - self.slack
+        most = self.below * (self.n_taken - place.taken[moves]) + self.slack
+        begin: NDArray[np.bool_] = (least[:, None] <= compute) & (compute <= most[:, None])
+        return begin
 
-    def _values(self, move: int, rest: Floats) -> Floats:
+    def _values(self, move: int, rest: Floats, able: NDArray[np.bool_]) -> Floats:
         """The least cost of a stage on the devices of a move and all after it, for each cut where it may begin."""
         values = np.full(self.cuts.n, inf)
         work = self._work(move)
-        if len(work.after):
-            cost = rest[work.after]
-            cost = cost if self.sum_of_bytes else np.maximum(work.seconds, cost)
-            values[work.before] = np.minimum.reduceat(cost, work.starts)
-        if self.below < inf:  # what the devices left cannot compute in time is no use either
-            most = self.below * (self.n_taken - int(self.placement.taken[move])) + self.slack
-            values[(self.cuts.compute > most) | (values >= self.below)] = inf
+        window = np.flatnonzero(able)[[0, -1]]
+        first, last = np.searchsorted(work.before, [window[0], window[1] + 1])
+        if first == last:
+            return values
+        starts = work.starts[first:last]
+        chosen = slice(starts[0], work.starts[last] if last < len(work.starts) else None)
+        cost = rest[work.after[chosen]]
+        cost = cost if self.sum_of_bytes else np.maximum(work.seconds[chosen], cost)
+        values[work.before[first:last]] = np.minimum.reduceat(cost, starts - starts[0])
+        values[~able | (values >= self.below)] = inf
         return values
 
     def _continuations(self, moves: Ints, state: int, before: dict[int, Floats], first: bool) -> Floats | None:
