@@ -46,7 +46,7 @@ class NumberedRanges(Ranges):
 
     def all_reduce(self, start: Ints, end: Ints) -> Floats:
         """As in ``Ranges``."""
-        return self.all_reduce_table[start, end]  # type: ignore[no-any-return]
+        return self.all_reduce_table[start, end]
 
     def link(self, start: Ints, end: Ints, next_start: Ints, next_end: Ints) -> Floats:
         """As in ``Ranges``."""
@@ -56,7 +56,9 @@ class NumberedRanges(Ranges):
         for counts, (_, level) in zip(self.within[1:], self._levels()[1:], strict=True):
             before = (counts[end] - counts[start]) / left[..., None]
             after = (counts[next_end] - counts[next_start]) / right[..., None]
-            found = np.maximum(found, 2 * np.abs(before - after).max(axis=-1) / level.bandwidth_bytes_per_second)
+            for unit in range(counts.shape[1]):
+                apart = np.abs(before[..., unit] - after[..., unit])
+                found = np.maximum(found, 2 / level.bandwidth_bytes_per_second * apart)
         return found
 
     def devices(self, start: int, end: int) -> tuple[int, ...]:
