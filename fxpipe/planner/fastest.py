@@ -77,6 +77,8 @@ class _Fastest:
         sets = None if known is None else self._sets(known[1])
         if known is not None and (sets is not None or self._affordable(known[1])):
             self._over_all_ranges(*known)
+            if self.best is not None and self.best.proved_bound:  # on one level, ranges are as good as sets
+                return self.best
             if sets is not None:
                 return self._over_all_sets(*known, sets)
             for order in some_orders(self.graph)[: MOST_PAIRS_NUMBERED // len(known[1].after) + 1]:
