@@ -92,6 +92,7 @@ FLOORS = {
         "fxpipe/format_rules.py",
         "fxpipe/planner/bounds.py",
         "fxpipe/planner/cuts.py",
+        "fxpipe/planner/numberings.py",
         "fxpipe/planner/orders.py",
         "fxpipe/planner/placement.py",
         "fxpipe/runtime/stage_runner.py",

@@ -1,6 +1,7 @@
 """The fastest plan: exact where the graph has few cuts, else the best of several orders, improved step by step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from fxpipe.planner.cuts import (
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
 from fxpipe.planner.minimax import minimax
+from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
 from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
 from fxpipe.planner.problem import Answer, Problem, answer_of, better
@@ -32,6 +34,8 @@ MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
 GAIN = 2e-3  # what another order must promise before it is searched on a large problem
+MOST_NUMBERED = 1 << 15  # nodes x devices for which other numberings of the devices are tried
+MOST_PAIRS_NUMBERED = 1 << 13  # pairs of cuts x orders
 MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
 
 
@@ -60,22 +64,29 @@ class _Fastest:
         self.model, self.limits = problem.model, problem.limits
         self.bound = time_bound(problem.graph, problem.topology, problem.model, problem.constraints)
         self.layers = self.limits.n_stages or 1
-        self.copies = numbers_of_copies(problem.topology)
+        self.blocks = [Ranges(self.topology, self.model, n) for n in numbers_of_copies(self.topology)]
         self.best: Answer | None = None
         self.size = problem.graph.n * problem.topology.n_devices * self.layers
         self.large = self.size > MOST_SMALL
         self.precision = 1e-3 if self.large else PRECISION
+        self.numberings = numberings(problem.topology, problem.model) if self.size <= MOST_NUMBERED else []
 
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
         known = all_cuts(self.problem)
-        if known is not None and (sets := self._sets(known[1])) is not None:
-            return self._over_cuts(*known, sets)
-        if known is not None and self._affordable(known[1]):
+        sets = None if known is None else self._sets(known[1])
+        if known is not None and (sets is not None or self._affordable(known[1])):
             self._over_all_ranges(*known)
+            if self.best is not None and self.best.proved_bound:  # on one level, ranges are as good as sets
+                return self.best
+            if sets is not None:
+                return self._over_all_sets(*known, sets)
+            for order in some_orders(self.graph)[: MOST_PAIRS_NUMBERED // len(known[1].after) + 1]:
+                self._along(order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
+            return self.best
         orders = some_orders(self.graph)
         for at, order in enumerate(orders):
-            self._along(order, self._copies_of_best() if self.large and at else self.copies)
+            self._along(order, self._blocks_of_best() if self.large and at else [*self.blocks, *self.numberings])
         if known is None:
             self._over_orders(orders)
         if not self.graph.is_chain:
@@ -94,17 +105,24 @@ class _Fastest:
         return n * n * len(pairs.after) * self.layers <= MOST_STEPS and n**3 * len(pairs.start) <= MOST_STEPS
 
     def _over_cuts(self, cuts: CutSets, pairs: Pairs, placement: Placement) -> Answer | None:
-        found = minimax(cuts, pairs, placement, self.model, self.limits)
+        below = np.inf if self.best is None else self.best.cost
+        found = minimax(cuts, pairs, placement, self.model, self.limits, below)
         if found is None:
             return None
         devices = placement.devices(found.moves)[::-1]
         return answer_of(cuts, found.cost, found.cuts, devices, found.cost if placement.complete else 0.0)
 
+    def _over_all_sets(self, cuts: CutSets, pairs: Pairs, sets: Placement) -> Answer | None:
+        """Exactly: what is not faster than the best plan over ranges of devices is left out."""
+        self.best = better(self.best, self._over_cuts(cuts, pairs, sets))
+        if self.best is None or not sets.complete:
+            return self.best
+        return replace(self.best, proved_bound=self.best.cost)
+
     def _over_all_ranges(self, cuts: CutSets, pairs: Pairs) -> None:
-        for n_copies in self.copies:
-            found = self._over_cuts(cuts, pairs, contiguous(self.topology, self.model, n_copies))
-            if found is not None:  # exact over ranges of devices only
-                self.best = better(self.best, Answer(found.cost, found.atoms, found.devices))
+        for ranges in self.blocks[::-1]:  # the quickest first: a good plan makes the rest quicker
+            if self._may_gain():
+                self.best = better(self.best, self._over_cuts(cuts, pairs, contiguous(ranges)))
 
     def _over_orders(self, orders: Sequence[Ints]) -> None:
         """Over the cuts of several orders together."""
@@ -115,11 +133,15 @@ class _Fastest:
         if pairs is not None and self._affordable(pairs):
             self._over_all_ranges(cuts, pairs)
 
-    def _along(self, order: Ints, copies: Sequence[int]) -> None:
-        """Searches one order for some numbers of copies."""
+    def _may_gain(self) -> bool:
+        return self.best is None or self.best.cost > self.bound * (1 + PRECISION)
+
+    def _along(self, order: Ints, where: Sequence[Ranges]) -> None:
+        """Searches one order on some ways to copy or to number the devices."""
         cuts = cuts_of_order(self.graph, order)
-        for n_copies in copies:
-            ranges = Ranges(self.topology, self.model, n_copies)
+        for ranges in where:
+            if not self._may_gain():
+                return
             line = Line(cuts, ranges, self.model, self.limits)
             if not len(line.sizes):
                 continue
@@ -134,20 +156,21 @@ class _Fastest:
         """Orders that keep the stages of the best plan apart but arrange the inside of each differently: cuts near those
         of the plan become possible, until none helps."""
         for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // self.size)):
-            if self.best is None or self.best.cost <= self.bound * (1 + PRECISION):
+            if self.best is None or not self._may_gain():
                 return
             before = self.best
             for order in orders_around(self.graph, before):
-                self._along(order, self._copies_of_best())
+                self._along(order, self._blocks_of_best())
             if self.best is before:
                 return
 
-    def _copies_of_best(self) -> Sequence[int]:
-        """The most copies that the best plan may be made of; all numbers while there is none."""
-        if self.best is None:
-            return self.copies
-        replicas = [len(devices) for devices in self.best.devices]
-        return [n for n in self.copies if not any(r % n for r in replicas)][-1:]
+    def _blocks_of_best(self) -> list[Ranges]:
+        """The most copies that the best plan may be made of, and every numbering; all of them while there is no plan."""
+        blocks = self.blocks
+        if self.best is not None:
+            replicas = [len(devices) for devices in self.best.devices]
+            blocks = [block for block in blocks if not any(r % block.n_copies for r in replicas)][-1:]
+        return [*blocks, *self.numberings]
 
 
 def orders_around(graph: Graph, plan: Answer) -> list[Ints]:

@@ -202,11 +202,11 @@ class _Sweep:
         link can carry what crosses; shapes (n states,), (n states,), (n sizes, n states). None where there are none."""
         line = self.line
         source = layer if line.limits.n_stages is None else layer - 1
-        if place == line.block:
-            end = np.array([line.cuts.n - 1])
-            return (end, np.array([-1]), np.ones((len(line.sizes), 1), dtype=bool)) if layer == 0 else None
-        if source < 0:
-            return None
+        always = np.ones((len(line.sizes), 1), dtype=bool)
+        last = np.array([line.cuts.n - 1]), np.array([-1]), always  # of the last stage, which may leave devices idle
+        may_end = layer == 0 and place >= line.block - line.ranges.most_idle
+        if place == line.block or source < 0:
+            return last if may_end else None
         flat = self.first_cut[source][place].ravel()
         found = np.flatnonzero(flat < self.none)
         found = found[np.argsort(flat[found], kind="stable")]
@@ -220,9 +220,10 @@ class _Sweep:
         fits = line.links(place)[:, found[:some] // self.shape[2]] * line.cuts.crossing[ends[:some]] <= self.time
         if line.model.serial_links:
             fits[:] = True
+        if cut == self.none and may_end:
+            cut, number = int(last[0][0]), -1
         if cut == self.none:
             return (ends, numbers, fits) if len(ends) else None
-        always = np.ones((len(line.sizes), 1), dtype=bool)
         return np.append(ends[:some], cut), np.append(numbers[:some], number), np.append(fits, always, axis=1)
 
     def _stages_before(

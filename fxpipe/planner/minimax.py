@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fxpipe.planner.cost_model import CostModel, versions
 from fxpipe.planner.cuts import Cuts, Pairs
 from fxpipe.planner.placement import Placement
 from fxpipe.planner.profile import Floats, Ints
+
+SLACK = 1e-12
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,22 @@ def allowed(cuts: Cuts, pairs: Pairs, limits: Limits) -> Pairs:
     return pairs if mask.all() else pairs.keep(mask)
 
 
-def minimax(cuts: Cuts, pairs: Pairs, placement: Placement, model: CostModel, limits: Limits) -> Found | None:
-    """The plan whose slowest stage is fastest, in seconds; None where the limits leave none."""
-    return _Search(cuts, pairs, placement, model, limits, sum_of_bytes=False).run()
+@dataclass(frozen=True)
+class Work:
+    """The pairs that are quick enough as stages on certain devices: their time, the cut after them, and the cuts before
+    them, whose pairs begin at ``starts``."""
+
+    seconds: Floats
+    after: Ints
+    before: Ints
+    starts: Ints
+
+
+def minimax(
+    cuts: Cuts, pairs: Pairs, placement: Placement, model: CostModel, limits: Limits, below: float = inf
+) -> Found | None:
+    """The plan whose slowest stage is fastest, in seconds; None where the limits leave none of less than ``below``."""
+    return _Search(cuts, pairs, placement, model, limits, sum_of_bytes=False, below=below).run()
 
 
 def least_bytes(cuts: Cuts, pairs: Pairs, placement: Placement, limits: Limits) -> Found | None:
@@ -59,14 +75,20 @@ def least_bytes(cuts: Cuts, pairs: Pairs, placement: Placement, limits: Limits) 
 
 class _Search:
     def __init__(
-        self, cuts: Cuts, pairs: Pairs, placement: Placement, model: CostModel, limits: Limits, sum_of_bytes: bool
+        self,
+        cuts: Cuts,
+        pairs: Pairs,
+        placement: Placement,
+        model: CostModel,
+        limits: Limits,
+        sum_of_bytes: bool,
+        below: float = inf,
     ) -> None:
+        self.below, self.slack = below, SLACK * float(cuts.compute[-1])
+        self.n_taken = int(placement.taken.max())
         self.cuts, self.placement, self.model, self.limits = cuts, placement, model, limits
         self.sum_of_bytes = sum_of_bytes
         self.pairs = allowed(cuts, pairs, limits)
-        starts, ends = self.pairs.start[:-1], self.pairs.start[1:]
-        self.filled = np.flatnonzero(starts < ends)
-        self.filled_starts = starts[self.filled]
         self.compute, self.parameters = self._between(cuts.compute), self._between(cuts.parameters)
         self.stored = self._between(cuts.parameters + cuts.activations)
         self.single = self._between(cuts.single) > 0
@@ -74,8 +96,9 @@ class _Search:
         if limits.max_replicas is not None:
             self.moves = self.moves[placement.replicas[self.moves] <= limits.max_replicas]
         self.into = _grouped(placement.target, self.moves, placement.n_states)
-        self.out_of = _grouped(placement.source, self.moves, placement.n_states)
-        self.kept_work: dict[tuple[float, ...], Floats] = {}
+        first = self.moves[placement.like[self.moves] == self.moves]  # the others cost the same
+        self.out_of = _grouped(placement.source, first, placement.n_states)
+        self.kept_work: dict[tuple[float, ...], Work] = {}
 
     def _between(self, sums: Floats | Ints) -> Floats:
         return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
@@ -102,12 +125,37 @@ class _Search:
         rest = self._continuations(moves, state, before, first)
         if rest is None:
             return
-        for move, after in zip(moves.tolist(), rest, strict=True):
-            values = np.full(self.cuts.n, inf)
-            cost = self._combine(move, after[self.pairs.after], slice(None))
-            if len(cost):
-                values[self.filled] = np.minimum.reduceat(cost, self.filled_starts)
-            here[move] = values
+        begin = self._may_begin(moves, rest)
+        for move, after, able in zip(moves.tolist(), rest, begin, strict=True):
+            if able.any() and (values := self._values(move, after, able)).min() < inf:
+                here[move] = values
+
+    def _may_begin(self, moves: Ints, rest: Floats) -> NDArray[np.bool_]:
+        """Where the stage of each move may begin with less than ``below`` seconds of compute on each of its devices and of
+        those left for the stages before; shape (n moves, n cuts)."""
+        if self.below == inf:
+            return np.ones(rest.shape, dtype=bool)
+        compute, place = self.cuts.compute, self.placement
+        least = np.where(rest < inf, compute, inf).min(axis=1) - self.below * place.replicas[moves] - self.slack
+        most = self.below * (self.n_taken - place.taken[moves]) + self.slack
+        begin: NDArray[np.bool_] = (least[:, None] <= compute) & (compute <= most[:, None])
+        return begin
+
+    def _values(self, move: int, rest: Floats, able: NDArray[np.bool_]) -> Floats:
+        """The least cost of a stage on the devices of a move and all after it, for each cut where it may begin."""
+        values = np.full(self.cuts.n, inf)
+        work = self._work(move)
+        window = np.flatnonzero(able)[[0, -1]]
+        first, last = np.searchsorted(work.before, [window[0], window[1] + 1])
+        if first == last:
+            return values
+        starts = work.starts[first:last]
+        chosen = slice(starts[0], work.starts[last] if last < len(work.starts) else None)
+        cost = rest[work.after[chosen]]
+        cost = cost if self.sum_of_bytes else np.maximum(work.seconds[chosen], cost)
+        values[work.before[first:last]] = np.minimum.reduceat(cost, starts - starts[0])
+        values[~able | (values >= self.below)] = inf
+        return values
 
     def _continuations(self, moves: Ints, state: int, before: dict[int, Floats], first: bool) -> Floats | None:
         """The least cost of all after each cut, for each of the moves; shape (n moves, n cuts)."""
@@ -115,35 +163,54 @@ class _Search:
             rest = np.full((len(moves), self.cuts.n), inf)
             rest[:, -1] = 0.0
             return rest
-        known = [move for move in self.into[state].tolist() if move in before]
-        if not known:
+        known = self._known(state, before)
+        if not len(known):
             return None
-        values = np.stack([before[move] for move in known])
+        values = np.stack([before[move] for move in self.placement.like[known].tolist()])
         if self.sum_of_bytes:
             return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
         if self.model.serial_links:
             return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
-        links = self.placement.links(moves, np.array(known))
+        links = self.placement.links(moves, known)
         return np.stack([np.maximum(values, row[:, None] * self.cuts.crossing).min(axis=0) for row in links])
 
-    def _combine(self, move: int, rest: Floats, chosen: slice) -> Floats:
-        """The cost of the stage of each chosen pair on the devices of a move, with that of the rest."""
-        work = self._work(move)[chosen]
-        return np.where(work == inf, inf, rest) if self.sum_of_bytes else np.maximum(work, rest)
+    def _known(self, state: int, before: dict[int, Floats]) -> Ints:
+        """The moves into a state that may be part of a plan."""
+        into = self.into[state]
+        return into[[first in before for first in self.placement.like[into].tolist()]]
 
-    def _work(self, move: int) -> Floats:
-        """The time of a stage on the devices of a move, for each pair; infinite where a limit forbids it."""
+    def _work(self, move: int) -> Work:
+        """The pairs that may be a stage on the devices of a move, with less than ``below`` seconds of work."""
         place = self.placement
         r = int(place.replicas[move])
-        held = versions(int(place.taken[move]), r) if self.limits.memory_bytes is not None else 0
-        key = (r, float(place.all_reduce[move]), held, float(place.own_link[move]) if self.model.serial_links else 0.0)
+        key = (
+            r,
+            float(place.all_reduce[move]),
+            self._held(move),
+            float(place.own_link[move]) * self.model.serial_links,
+        )
         if key not in self.kept_work:
             if (len(self.kept_work) + 1) * len(self.compute) > 1 << 23:
                 self.kept_work.clear()
-            self.kept_work[key] = self._new_work(move, r, held)
+            self.kept_work[key] = self._quick_enough(self._seconds(move))
         return self.kept_work[key]
 
-    def _new_work(self, move: int, r: int, held: int) -> Floats:
+    def _quick_enough(self, seconds: Floats) -> Work:
+        pairs, fits = self.pairs, seconds < self.below
+        before, after = pairs.before, pairs.after
+        if not fits.all():
+            seconds, before, after = seconds[fits], before[fits], after[fits]
+        starts = np.flatnonzero(np.diff(before, prepend=-1))
+        return Work(seconds, after, before[starts], starts)
+
+    def _held(self, move: int) -> int:
+        if self.limits.memory_bytes is None:
+            return 0
+        return versions(int(self.placement.taken[move]), int(self.placement.replicas[move]))
+
+    def _seconds(self, move: int) -> Floats:
+        """The work of every pair; infinite where a limit forbids it."""
+        r, held = int(self.placement.replicas[move]), self._held(move)
         all_reduce = self.placement.all_reduce[move] * self.parameters
         both = np.maximum(self.compute, all_reduce) if self.model.overlap_all_reduce else self.compute + all_reduce
         work: Floats = both / r
@@ -167,7 +234,8 @@ class _Search:
             before = layers[index if self.limits.n_stages is None else index - 1]
             rest = self._continuations(np.array([move]), state, before, last)
             assert rest is not None
-            costs = self._combine(move, rest[0][self.pairs.after[chosen]], chosen)
+            work, after = self._seconds(move)[chosen], rest[0][self.pairs.after[chosen]]
+            costs = np.where(work == inf, inf, after) if self.sum_of_bytes else np.maximum(work, after)
             cut = int(self.pairs.after[chosen][int(np.argmax(costs <= value))])
             path.append(cut)
             if cut == self.cuts.n - 1:
@@ -177,20 +245,19 @@ class _Search:
             index -= self.limits.n_stages is not None
 
     def _next(self, before: dict[int, Floats], move: int, state: int, cut: int, value: float) -> tuple[int, float]:
-        for other in self.into[state].tolist():
-            if other not in before:
-                continue
-            cost = before[other][cut]
-            if self.sum_of_bytes:
-                total = cost + self.cuts.crossing[cut]
-            elif self.model.serial_links:
-                total = cost
-            else:
-                link = self.placement.links(np.array([move]), np.array([other]))[0, 0]
-                total = max(cost, link * self.cuts.crossing[cut])
-            if total <= value:
-                return other, float(cost)
-        raise AssertionError("a value of the table has no move that gives it")
+        """The move of the stage after, which begins at a cut and gives the value of all after it; its own value."""
+        known = self._known(state, before)
+        costs = np.array([before[other][cut] for other in self.placement.like[known].tolist()])
+        total = costs
+        if self.sum_of_bytes:
+            total = costs + self.cuts.crossing[cut]
+        elif not self.model.serial_links:
+            links = self.placement.links(np.array([move]), known)[0]
+            total = np.maximum(costs, links * self.cuts.crossing[cut])
+        fits = np.flatnonzero(total <= value)
+        if not len(fits):
+            raise AssertionError("a value of the table has no move that gives it")
+        return int(known[fits[0]]), float(costs[fits[0]])
 
 
 def _grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:

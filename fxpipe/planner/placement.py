@@ -21,10 +21,11 @@ from fxpipe.planner.ranges import Ranges
 class Placement:
     """Moves 0..n-1 between states, state 0 being no device taken; a move leads to a later state.
 
-    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (devices of this stage and all later
-    ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte that crosses, were
-    nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses between a stage and
-    the one after it, shape (n moves, n next moves). ``complete``: no other placement can be better.
+    Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many devices are of this
+    stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte
+    that crosses, were nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses
+    between a stage and the one after it, shape (n moves, n next moves). ``like``: the first move that is the same but for
+    the numbers of the machines, with all that may follow. ``complete``: no other placement can be better.
     """
 
     source: Ints
@@ -35,6 +36,7 @@ class Placement:
     own_link: Floats
     links: Callable[[Ints, Ints], Floats]
     devices: Callable[[Sequence[int]], list[tuple[int, ...]]]
+    like: Ints
     complete: bool
 
     @property
@@ -58,18 +60,23 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     n_groups = topology.n_devices // inner
     counts = np.array(list(product(range(inner + 1), repeat=n_groups)))
     counts = counts[np.argsort(counts.sum(axis=1), kind="stable")]
-    number = {tuple(row): at for at, row in enumerate(counts.tolist())}
-    moves = [
-        (number[tuple(taken)], at, number[tuple(more)])
-        for at, more_taken in enumerate(counts.tolist())
-        for taken in product(*(range(c + 1) for c in more_taken))
-        if any(more := [a - b for a, b in zip(more_taken, taken, strict=True)])
-    ]
-    source, target, shape = np.array(moves).T
-    shapes = [[g * inner + i for g, c in enumerate(row) for i in range(c)] for row in counts.tolist()]
-    all_reduce = np.array([0.0, *(model.all_reduce_seconds_per_byte(topology, s) for s in shapes[1:])])
+    digits = (inner + 1) ** np.arange(n_groups)[::-1]
+    number = np.empty(len(counts), dtype=np.int64)
+    number[counts @ digits] = np.arange(len(counts))
+    in_group = np.array([(taken, more) for taken in range(inner + 1) for more in range(inner + 1 - taken)])
+    which = np.indices((len(in_group),) * n_groups).reshape(n_groups, -1).T  # of these, for each move and group
+    source, shape = number[in_group[which, 0] @ digits], number[in_group[which, 1] @ digits]
+    order = np.lexsort((shape, source))
+    order = order[shape[order] > 0]
+    source, shape, which = source[order], shape[order], which[order]
+    target = number[in_group[which].sum(axis=2) @ digits]
     links = _links_of_shapes(topology, counts)
-    own = np.array([0.0, *(_own_link(topology, s) for s in shapes[1:])])
+    own = np.zeros(len(counts))
+    if model.serial_links:
+        own[1:] = [
+            _own_link(topology, [g * inner + i for g, c in enumerate(row) for i in range(c)])
+            for row in counts[1:].tolist()
+        ]
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         used, found, last = np.zeros(n_groups, dtype=np.int64), [], topology.n_devices - 1
@@ -85,12 +92,34 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
         target=target,
         replicas=counts[shape].sum(axis=1),
         taken=counts[target].sum(axis=1),
-        all_reduce=all_reduce[shape],
+        all_reduce=_all_reduce_of_shapes(topology, model, counts)[shape],
         own_link=own[shape],
         links=lambda a, b: links[np.ix_(shape[a], shape[b])],
         devices=devices,
         complete=not model.serial_links or len(topology.levels) == 1,
+        like=_first_alike(topology, which),
     )
+
+
+def _first_alike(topology: Topology, which: Ints) -> Ints:
+    """For each move the first that is the same but for the numbers of machines (of groups of machines, ...)."""
+    key = which
+    for level in topology.levels[1:]:
+        inside = np.sort(key.reshape(len(key), -1, level.size), axis=2)
+        key = np.unique(inside.reshape(-1, level.size), axis=0, return_inverse=True)[1].reshape(len(key), -1)
+    _, first, group = np.unique(key[:, 0], return_index=True, return_inverse=True)
+    return np.asarray(first[group.ravel()], dtype=np.int64)
+
+
+def _all_reduce_of_shapes(topology: Topology, model: CostModel, counts: Ints) -> Floats:
+    """Seconds for each byte of parameters on sets of devices, shape (n sets,)."""
+    found, used = np.zeros(len(counts)), counts
+    for level, outer in zip(topology.levels, [*topology.levels[1:], None], strict=True):
+        groups = np.maximum(used.max(axis=1), 1)
+        found += (2 if model.ring_all_reduce else 4) * (groups - 1) / groups / level.bandwidth_bytes_per_second
+        if outer is not None:
+            used = (used > 0).reshape(len(used), -1, outer.size).sum(axis=2)
+    return found
 
 
 def _links_of_shapes(topology: Topology, counts: Ints) -> Floats:
@@ -117,11 +146,13 @@ def _own_link(topology: Topology, devices: Sequence[int]) -> float:
     return slowest
 
 
-def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement:
-    """Ranges of consecutive devices from the last device down, in each of ``n_copies`` equal blocks of devices."""
-    ranges = Ranges(topology, model, n_copies)
-    block = ranges.block
-    end, start = np.array([(e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]).T
+def contiguous(ranges: Ranges) -> Placement:
+    """Ranges of consecutive devices in each equal block of devices, from the last device down or, where that shifts them
+    against the machines, from one of the few before it."""
+    block, n_copies = ranges.block, ranges.n_copies
+    moves = [(block - e, e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]
+    moves += [(0, e, s) for e in range(block - 1, block - 1 - ranges.most_idle, -1) for s in range(e - 1, -1, -1)]
+    source, end, start = np.array(moves).T
     size = end - start
 
     def links(moves: Ints, next_moves: Ints) -> Floats:
@@ -131,15 +162,16 @@ def contiguous(topology: Topology, model: CostModel, n_copies: int) -> Placement
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]
 
     return Placement(
-        source=block - end,
+        source=source,
         target=block - start,
         replicas=size * n_copies,
-        taken=(block - start) * n_copies,
+        taken=np.where(source == 0, size, block - start) * n_copies,
         all_reduce=ranges.all_reduce(start, end),
         own_link=ranges.own_link(size),
         links=links,
         devices=devices,
-        complete=len(topology.levels) == 1 and n_copies == 1,
+        like=np.arange(len(size)),
+        complete=len(ranges.topology.levels) == 1 and n_copies == 1,
     )
 
 
@@ -156,5 +188,6 @@ def one_device_each(n_stages: int) -> Placement:
         own_link=np.zeros(n_stages),
         links=lambda a, b: np.zeros((len(a), len(b))),
         devices=lambda path: [(n_stages - 1 - at,) for at in range(len(path))],
+        like=states,
         complete=True,
     )

@@ -12,6 +12,8 @@ from fxpipe.ir.topology import Level, Topology
 from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.profile import Floats, Ints
 
+MOST_IDLE = 7
+
 
 class Ranges:
     """Ranges of the devices of one block; all arrays broadcast against each other."""
@@ -29,6 +31,11 @@ class Ranges:
     def period(self) -> int:
         """Ranges that are shifted by this many devices have the same links."""
         return max(self.units, default=1)
+
+    @property
+    def most_idle(self) -> int:
+        """How many devices may stay idle after the last stage of a block: that shifts the ranges against the units."""
+        return min(MOST_IDLE, min((unit for unit in self.units if unit > 1), default=1) - 1)
 
     def _levels(self) -> list[tuple[int, Level]]:
         """Each level with the devices in one of its units."""

@@ -1,5 +1,7 @@
 """Plans against every plan there is (``brute_force.py``), and the searches of large problems against the exact one."""
 
+from functools import cache
+from itertools import combinations
 from math import inf
 
 import numpy as np
@@ -11,12 +13,13 @@ from planner.graphs import FAMILIES, random_profile
 from fxpipe.errors import PartitionError
 from fxpipe.planner import fastest, single_devices
 from fxpipe.planner.constraints import Constraints
-from fxpipe.planner.cost_model import CostModel
+from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
 from fxpipe.planner.cuts import cut_sets, cuts_of_order, lattice, pairs_of_line, pairs_of_sets, sets_of_orders
 from fxpipe.planner.evaluate import evaluate
 from fxpipe.planner.graph import build_graph
 from fxpipe.planner.line import Line
 from fxpipe.planner.minimax import Limits, minimax
+from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import some_orders
 from fxpipe.planner.partition import partition
 from fxpipe.planner.placement import contiguous
@@ -95,7 +98,7 @@ def test_the_search_along_an_order_is_as_good_as_the_exact_one(text, model, memo
             line = Line(cuts, Ranges(topology, model, n_copies), model, limits)
             if not len(line.sizes):
                 continue
-            exact = minimax(cuts, pairs_of_line(cuts.n), contiguous(topology, model, n_copies), model, limits)
+            exact = minimax(cuts, pairs_of_line(cuts.n), contiguous(Ranges(topology, model, n_copies)), model, limits)
             found = line.search(float(graph.compute.sum()) / topology.n_devices, inf, 1e-4)
             if exact is None:
                 assert found is None
@@ -108,7 +111,7 @@ def test_the_search_along_an_order_is_as_good_as_the_exact_one(text, model, memo
 def test_the_search_along_an_order_keeps_to_the_number_of_stages(n_stages):
     graph = build_graph(read_profile(random_profile(1, "chain", 40)), Constraints())
     cuts, limits, topology = cuts_of_order(graph, np.arange(40)), Limits(n_stages=n_stages), parse_topology("8@20B/s")
-    exact = minimax(cuts, pairs_of_line(41), contiguous(topology, CostModel(), 1), CostModel(), limits)
+    exact = minimax(cuts, pairs_of_line(41), contiguous(Ranges(topology, CostModel(), 1)), CostModel(), limits)
     found = Line(cuts, Ranges(topology, CostModel(), 1), CostModel(), limits).search(1e-3, inf, 1e-4)
     assert len(found.starts) == len(exact.moves) == n_stages
     assert found.seconds <= exact.cost * (1 + 1e-4)
@@ -172,3 +175,70 @@ def test_too_many_cuts_are_not_listed():
     assert lattice(graph, 10).shape == (10, 9)
     assert pairs_of_sets(cut_sets(graph, lattice(graph, 10)), 44) is None
     assert single_devices.MOST_STEPS == fastest.MOST_STEPS
+
+
+def every_numbering(topology, model):
+    return [Ranges(topology, model, 1), *numberings(topology, model)]
+
+
+@pytest.mark.parametrize("text", ["4@30B/s x 4@5B/s", "3@30B/s x 2@5B/s", "2@30B/s x 4@9B/s x 2@5B/s"])
+@pytest.mark.parametrize("model", [CostModel(), CostModel(ring_all_reduce=True)])
+def test_ranges_are_charged_as_the_cost_model_says(text, model):
+    topology = parse_topology(text)
+    for ranges in every_numbering(topology, model):
+        assert sorted(ranges.devices(0, ranges.block)) == list(range(topology.n_devices))
+        for start, middle, end in combinations(range(ranges.block + 1), 3):
+            before, after = ranges.devices(start, middle), ranges.devices(middle, end)
+            found = ranges.link(*(np.array([at]) for at in (start, middle, middle, end)))[0]
+            assert found == pytest.approx(max(link_seconds_per_byte(topology, before, after)))
+            shared = ranges.all_reduce(np.array([start]), np.array([middle]))[0]
+            assert shared == pytest.approx(model.all_reduce_seconds_per_byte(topology, before))
+
+
+def fastest_ending_at(profile, topology, last):
+    """Over all ranges of a chain whose last stage ends at device ``last`` - 1: stage by stage, by the cost model alone."""
+    n, model, crossing = profile.n_nodes, CostModel(), [0.0, *profile.output_bytes[:-1], 0.0]
+
+    @cache
+    def best(node, device, end):  # of the first nodes, the last of their stages on devices [device, end)
+        devices, found = tuple(range(device, end)), inf
+        shared = model.all_reduce_seconds_per_byte(topology, devices)
+        for first in range(node):
+            rows = slice(first, node)
+            seconds = profile.compute_seconds[rows].sum() + shared * profile.parameter_bytes[rows].sum()
+            before = 0.0 if first == 0 else inf
+            for start in range(device if first else 0):
+                links = link_seconds_per_byte(topology, tuple(range(start, device)), devices)
+                before = min(before, max(max(links) * crossing[first], best(first, start, device)))
+            found = min(found, max(seconds / len(devices), before))
+        return found
+
+    return min(best(n, device, last) for device in range(last))
+
+
+def test_the_last_devices_may_stay_idle():
+    topology, gains = parse_topology("4@60B/s x 2@5B/s"), []
+    for seed in (0, 1, 44):
+        profile = read_profile(random_profile(seed, "chain", 7))
+        graph = build_graph(profile, Constraints())
+        cuts, ranges = cuts_of_order(graph, np.arange(7)), Ranges(topology, CostModel(), 1)
+        found = minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits())
+        by_end = [fastest_ending_at(profile, topology, last) for last in range(8, 8 - ranges.most_idle - 1, -1)]
+        assert found.cost == pytest.approx(min(by_end))
+        assert minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits(), found.cost) is None
+        above = found.cost * (1 + 1e-9)
+        assert minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits(), above).cost == found.cost
+        line = Line(cuts, ranges, CostModel(), Limits()).search(1e-3, inf, 1e-4)
+        assert line.seconds <= found.cost * (1 + 1e-4)
+        gains.append(by_end[0] / min(by_end))
+    assert max(gains) > 1.004
+
+
+def test_other_numberings_of_the_devices_are_tried():
+    data, topology, model = random_profile(2, "chain", 5), parse_topology("4@60B/s x 4@15B/s"), CostModel()
+    found = partition(data, topology)
+    cuts = cuts_of_order(build_graph(read_profile(data), Constraints()), np.arange(5))
+    blocks = [Ranges(topology, model, n) for n in numbers_of_copies(topology)]
+    plain = [minimax(cuts, pairs_of_line(6), contiguous(ranges), model, Limits()).cost for ranges in blocks]
+    assert found.bottleneck_seconds < min(plain) / 1.05
+    assert evaluate(found.profile, topology, found.stages).bottleneck_seconds == found.bottleneck_seconds
