@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup format golden bench kernel-report bench-formats bench-planner clean
+.PHONY: help demo test check setup format golden bench kernel-report bench-formats bench-quality bench-planner clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -40,6 +40,9 @@ kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail w
 bench-formats: $(READY)  ## signal to noise of every kind of format, beside others and the limit, against their figures; lossless codings
 	$(BIN)/python tools/bench_formats.py --check
 	$(BIN)/python tools/bench_lossless.py
+
+bench-quality: $(READY)  ## gradients of whole models, and training, with compressed saves, against their figures
+	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_quality.py --check
 
 bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
 	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
