@@ -54,7 +54,12 @@ GRADIENT_SETTINGS = (
     "bfp8b32",
     EIGHT,
 )
-TRAINED = ("bfp4b32:gauss+e6m2+search", "bfp3b32:gauss+e6m2+search", "bfp2b32:gauss+se5m2+search")
+TRAINED = (
+    "bfp4b32+e5m3",
+    "bfp4b32:gauss+e6m2+search",
+    "bfp3b32:gauss+e6m2+search",
+    "bfp2b32:gauss+se5m2+search",
+)
 AT_MOST = {"cnn": 0.10, "vit": 0.10, "llama": 0.19}
 """Relative error of the gradient with 4 bits, 4.5 at most with scales and outliers."""
 TRAINING_LIMITS = ((2.35, 0.02), (3.35, 0.002), (4.3, None))
