@@ -2,8 +2,9 @@
 
 import hashlib
 import inspect
+from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def model_digest(model: nn.Module) -> dict[str, str]:
@@ -26,11 +27,10 @@ def _settings(module: nn.Module) -> str:
     return f"{type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}"
 
 
-def _tensors(named: object) -> str:
+def _tensors(named: Iterable[tuple[str, Tensor]]) -> str:
     first: dict[int, str] = {}
     return _hash(
-        f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad} {first.setdefault(id(t), name)}"
-        for name, t in named  # type: ignore[attr-defined]
+        f"{name} {tuple(t.shape)} {t.dtype} {t.requires_grad} {first.setdefault(id(t), name)}" for name, t in named
     )
 
 
@@ -41,8 +41,8 @@ def _source(kind: type) -> str:
         return kind.__qualname__
 
 
-def _hash(lines: object) -> str:
+def _hash(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for line in lines:  # type: ignore[attr-defined]
+    for line in lines:
         digest.update(line.encode() + b"\0")
     return digest.hexdigest()[:16]

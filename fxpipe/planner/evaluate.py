@@ -53,17 +53,17 @@ class Evaluation:
 def evaluate(
     profile: Profile,
     topology: Topology,
-    stages: Stages | Sequence[Mapping[str, Any]],
+    plan: Sequence[Stage | Mapping[str, Any]],
     model: CostModel | None = None,
 ) -> Evaluation:
-    """The times, traffic and memory of a plan; ``stages`` also as ``[{"nodes": [ids], "devices": [ints]}]``.
+    """The times, traffic and memory of a plan; ``plan`` also as ``[{"nodes": [ids], "devices": [ints]}]``.
 
     Raises:
         OptionError: an unknown node.
         VerifyError: the stages are no plan for this profile and topology.
     """
     model = model or CostModel()
-    stages = tuple(s for s in stages if isinstance(s, Stage)) or read_stages(profile, stages)  # type: ignore[arg-type]
+    stages = read_stages(profile, plan)
     check_plan(profile, topology, stages)
     crossing = cut_bytes(profile, stage_of_nodes(profile, stages), len(stages))
     links = [

@@ -22,11 +22,18 @@ class Stage:
 Stages = tuple[Stage, ...]
 
 
-def read_stages(profile: Profile, data: Sequence[Mapping[str, Any]]) -> Stages:
-    """Stages from ``[{"nodes": [ids], "devices": [ints]}]``. Raises OptionError for an unknown id, naming the stage."""
+def read_stages(profile: Profile, data: Sequence[Stage | Mapping[str, Any]]) -> Stages:
+    """Stages from ``[{"nodes": [ids], "devices": [ints]}]``; what is a stage already stays as it is.
+
+    Raises:
+        OptionError: an unknown id; names the stage.
+    """
     index = {id: position for position, id in enumerate(profile.ids)}
-    stages = []
+    stages: list[Stage] = []
     for s, stage in enumerate(data):
+        if isinstance(stage, Stage):
+            stages.append(stage)
+            continue
         for field in ("nodes", "devices"):
             if field not in stage:
                 raise OptionError(f"stage {s} of the plan has no {field}; found {sorted(stage)}")

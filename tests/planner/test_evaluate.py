@@ -10,6 +10,7 @@ from fxpipe.errors import OptionError, VerifyError
 from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
 from fxpipe.planner.evaluate import evaluate
 from fxpipe.planner.placement import all_sets
+from fxpipe.planner.plan import read_stages
 from fxpipe.planner.profile import read_profile
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.topology import parse_topology
@@ -130,3 +131,10 @@ def test_moves_of_sets_are_the_cost_model(text):
             assert placement.links(np.array([first]), np.array([last])) == pytest.approx(expected)
             expected = CostModel().all_reduce_seconds_per_byte(topology, before)
             assert placement.all_reduce[first] == pytest.approx(expected)
+
+
+def test_stages_and_their_json_may_be_mixed():
+    data = plan(([0, 1], [0]), ([2, 3], [1]))
+    first, second = read_stages(PROFILE, data)
+    whole = evaluate(PROFILE, MACHINES, data)
+    assert evaluate(PROFILE, MACHINES, [first, data[1]]) == whole == evaluate(PROFILE, MACHINES, (first, second))
