@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from bench_planner import Figure
 from known_profiles import MODELS, known_profile
 from pipedream import Plan, plan
 from pipedream_loops import plan_in_loops
@@ -81,20 +82,6 @@ class Row:
         least = "" if self.finished else "> "
         theirs = [f"{self.theirs * 1e3:.2f} ms", f"{self.ratio:.3f}", above, f"{self.said / self.theirs:.3f}"]
         return [*left, *theirs, our_cpu, f"{least}{self.their_cpu:.2f}", f"{least}{self.times:.0f}"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of the report and what it is held to; ``least`` tells which side is good."""
-
-    name: str
-    value: float
-    bound: float
-    least: bool
-
-    @property
-    def passed(self) -> bool:
-        return self.value >= self.bound if self.least else self.value <= self.bound
 
 
 class Theirs:

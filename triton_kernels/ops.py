@@ -14,7 +14,7 @@ channels-last, say) nothing is copied; any other order is as right, by way of a 
 # (torch.library has no types)
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -73,20 +73,51 @@ def decompress(
     return value
 
 
-def _compress_cpu(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
-    fmt = _checked(format, x.dtype, order, x.dim())
-    return list(cpu.compress(_stored(x, fmt, order), fmt, checked_seed(seed, fmt, fmt.compress_needs_seed)))
+def _compress_with(encode: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
+    """The operator on a device where ``encode(values, format, seed)`` makes the planes."""
+
+    def compress(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
+        fmt = _checked(format, x.dtype, order, x.dim())
+        return list(encode(_stored(x, fmt, order), fmt, checked_seed(seed, fmt, fmt.compress_needs_seed)))
+
+    return compress
 
 
-def _compress_gpu(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
+def _decompress_with(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operator on a device where ``decode(planes, format, numel, dtype, seed)`` makes the values."""
+
+    def decompress(
+        planes: Sequence[Tensor],
+        format: str,
+        shape: Sequence[int],
+        order: Sequence[int],
+        dtype: torch.dtype,
+        seed: Tensor | None = None,
+    ) -> Tensor:
+        fmt = _checked(format, dtype, order, len(shape))
+        planes, numel = _checked_planes(planes, fmt, shape, order)
+        stored = decode(planes, fmt, numel, dtype, checked_seed(seed, fmt, fmt.decompress_needs_seed))
+        return _shaped(stored, fmt, shape, order)
+
+    return decompress
+
+
+def _encode_gpu(values: Tensor, fmt: BFPFormat, seed: Tensor | None) -> Sequence[Tensor]:
     from . import launch
 
-    fmt = _checked(format, x.dtype, order, x.dim())
-    seed = checked_seed(seed, fmt, fmt.compress_needs_seed)
-    stored = _stored(x, fmt, order)
     if why_no_kernel(fmt):
-        return list(by_definition.compress(stored, fmt, seed, _GPU_CHUNK))
-    return list(launch.compress(stored, fmt, seed))
+        return by_definition.compress(values, fmt, seed, _GPU_CHUNK)
+    return launch.compress(values, fmt, seed)
+
+
+def _decode_gpu(
+    planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, seed: Tensor | None
+) -> Tensor:
+    from . import launch
+
+    if why_no_kernel(fmt):
+        return by_definition.decompress(planes, fmt, numel, dtype, seed, _GPU_CHUNK)
+    return launch.decompress(planes, fmt, numel, dtype)
 
 
 def _compress_fake(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:
@@ -94,40 +125,6 @@ def _compress_fake(x: Tensor, format: str, order: Sequence[int], seed: Tensor | 
     checked_seed(seed, fmt, fmt.compress_needs_seed)
     numel = fmt.stored_numel([x.shape[dim] for dim in order])
     return [x.new_empty(plane.length, dtype=getattr(torch, plane.dtype)) for plane in fmt.planes(numel)]
-
-
-def _decompress_cpu(
-    planes: Sequence[Tensor],
-    format: str,
-    shape: Sequence[int],
-    order: Sequence[int],
-    dtype: torch.dtype,
-    seed: Tensor | None = None,
-) -> Tensor:
-    fmt = _checked(format, dtype, order, len(shape))
-    planes, numel = _checked_planes(planes, fmt, shape, order)
-    stored = cpu.decompress(planes, fmt, numel, dtype, checked_seed(seed, fmt, fmt.decompress_needs_seed))
-    return _shaped(stored, fmt, shape, order)
-
-
-def _decompress_gpu(
-    planes: Sequence[Tensor],
-    format: str,
-    shape: Sequence[int],
-    order: Sequence[int],
-    dtype: torch.dtype,
-    seed: Tensor | None = None,
-) -> Tensor:
-    from . import launch
-
-    fmt = _checked(format, dtype, order, len(shape))
-    planes, numel = _checked_planes(planes, fmt, shape, order)
-    seed = checked_seed(seed, fmt, fmt.decompress_needs_seed)
-    if why_no_kernel(fmt):
-        stored = by_definition.decompress(planes, fmt, numel, dtype, seed, _GPU_CHUNK)
-    else:
-        stored = launch.decompress(planes, fmt, numel, dtype)
-    return _shaped(stored, fmt, shape, order)
 
 
 def _decompress_fake(
@@ -208,11 +205,8 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-for _device, _compress, _decompress in (
-    ("CPU", _compress_cpu, _decompress_cpu),
-    ("CUDA", _compress_gpu, _decompress_gpu),
-):
-    _LIBRARY.impl("bfp_compress", _compress, _device)
-    _LIBRARY.impl("bfp_decompress", _decompress, _device)
+for _device, _encode, _decode in (("CPU", cpu.compress, cpu.decompress), ("CUDA", _encode_gpu, _decode_gpu)):
+    _LIBRARY.impl("bfp_compress", _compress_with(_encode), _device)
+    _LIBRARY.impl("bfp_decompress", _decompress_with(_decode), _device)
 torch.library.register_fake("fxpipe::bfp_compress", _compress_fake, lib=_LIBRARY)
 torch.library.register_fake("fxpipe::bfp_decompress", _decompress_fake, lib=_LIBRARY)

@@ -134,10 +134,10 @@ def test_a_tensor_that_starts_anywhere_in_its_storage(dtype, offset):
 )
 def test_what_the_operators_do_for_a_device(fmt, order):
     x = torch.randn(3, 5, 40).to(torch.bfloat16)
-    planes = ops._compress_gpu(x, fmt, order, SEED)
+    planes = ops._compress_with(ops._encode_gpu)(x, fmt, order, SEED)
     assert all(map(same, planes, torch.ops.fxpipe.bfp_compress(x, fmt, order, SEED)))
     arguments = (planes, fmt, list(x.shape), order, x.dtype, SEED)
-    y, expected = ops._decompress_gpu(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
+    y, expected = ops._decompress_with(ops._decode_gpu)(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
     assert same(y, expected)
     assert y.stride() == expected.stride()
 
