@@ -263,9 +263,12 @@ def _save_sizes(node: fx.Node, saved: list[fx.Node], backward: fx.Graph) -> list
     Where backward has none of that size, forward saves it: it joins ``saved``, which forward returns after its tensors,
     and ``backward`` takes it before its tensors, in the same order.
     """
+    shape = node.meta["val"].shape
+    if not any(isinstance(size, torch.SymInt) for size in shape):
+        return list(shape)
     known = {p.meta["val"].node.expr: p for p in backward.find_nodes(op="placeholder") if _is_size(p)}
     sizes: list[int | fx.Node] = []
-    for dim, size in enumerate(node.meta["val"].shape):
+    for dim, size in enumerate(shape):
         if isinstance(size, torch.SymInt) and size.node.expr not in known:
             with node.graph.inserting_after(_last_use(node)):
                 saved.append(node.graph.call_function(torch.ops.aten.sym_size.int, (node, dim)))

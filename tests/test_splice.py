@@ -7,6 +7,7 @@ from stages import SEED, assert_same, constants_of, left_behind, loss_of, run_on
 from torch import nn
 from torch.utils import _pytree as pytree
 
+import fxpipe
 from fxpipe.passes import lower
 from fxpipe.pipeline import Options, default_pipeline
 from fxpipe.repeats import repeated_segments
@@ -128,3 +129,31 @@ def test_spliced_stages_equal_eager_bitwise_and_save_as_much(name, partitioner, 
     assert_same(found, left_behind(model, loss))
     _, all_runners = step_of(name, whole)
     assert sum(r.saved_bytes for r in runners) <= 1.02 * sum(r.saved_bytes for r in all_runners)
+
+
+class Attending(nn.Module):
+    """Equal blocks of attention, whose backward has no derivative: nothing may ask for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        for layer in self.layers:
+            q = layer(x)
+            x = x + nn.functional.scaled_dot_product_attention(q, q, q)
+        return x.square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # within Inductor
+def test_spliced_stages_can_be_compiled():
+    model, x = Attending(), torch.randn(2, 1, 16, 8)
+    plan = fxpipe.compile(model, x, fxpipe.Options(stage_compiler="inductor"))
+    loss = plan.pipe().step(x)
+    found = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = model(x)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad)

@@ -47,7 +47,8 @@ def inductor(half: HalfGraph) -> BoxedCall:
     computed = list(dict.fromkeys(n for n in returned if n is not None and n.op != "placeholder"))
     graph.output(tuple(mapping[n] for n in computed))
     set_own_values(graph)
-    examples = [mapping[n].meta["val"] for n in placeholders]
+    values = [mapping[n].meta["val"] for n in placeholders]
+    examples = [v.detach() if isinstance(v, Tensor) else v for v in values]  # backward is a graph of its own
     compiled = standalone_compile(fx.GraphModule(half.graph_module, graph), examples, dynamic_shapes="from_graph")
     from_input = {n: i for i, n in enumerate(placeholders)}
     from_result = {n: i for i, n in enumerate(computed)}
