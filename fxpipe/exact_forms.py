@@ -97,12 +97,16 @@ def _reads_size(user: fx.Node, node: fx.Node) -> bool:
     return user.target is aten.max_pool2d_with_indices_backward.default and node not in (user.args[0], user.args[7])
 
 
-def insert_store(node: fx.Node, after: fx.Node, form: ExactForm, order: Sequence[int]) -> fx.Node:
+Fakes = dict[str, Any]
+"""What operators make of fake values, by call and layout: a model has many values of few layouts."""
+
+
+def insert_store(node: fx.Node, after: fx.Node, form: ExactForm, order: Sequence[int], fakes: Fakes) -> fx.Node:
     """Puts the nodes that store ``node`` behind ``after``; returns the stored value.
 
     ``order``: the dimensions from the slowest to the fastest in memory.
     """
-    emit = _Emitter(node, after)
+    emit = _Emitter(node, after, fakes)
     if form.name in INTEGERS:
         return emit(prims.convert_element_type.default, node, _dtype(form.name), name=f"{node.name}_{form.name}")
     bools = node
@@ -114,13 +118,19 @@ def insert_store(node: fx.Node, after: fx.Node, form: ExactForm, order: Sequence
 
 
 def insert_restore(
-    stored: fx.Node, before: fx.Node, form: ExactForm, like: fx.Node, sizes: Sequence[Any], order: Sequence[int]
+    stored: fx.Node,
+    before: fx.Node,
+    form: ExactForm,
+    like: fx.Node,
+    sizes: Sequence[Any],
+    order: Sequence[int],
+    fakes: Fakes,
 ) -> fx.Node:
     """Puts the nodes that restore ``stored`` in front of ``before``; returns the value of forward's node ``like`` again.
 
     ``sizes``: of its dimensions, as the graph of ``stored`` knows them. ``order``: as it was stored with.
     """
-    emit, dtype = _Emitter(like, before, before=True), like.meta["val"].dtype
+    emit, dtype = _Emitter(like, before, fakes, before=True), like.meta["val"].dtype
     name = f"restore_{like.name}"
     if form.name in INTEGERS:
         return emit(prims.convert_element_type.default, stored, dtype, name=name)
@@ -138,22 +148,30 @@ def insert_restore(
 class _Emitter:
     """Puts calls that serve a node one after the other into the graph of ``at``, each with its fake value."""
 
-    def __init__(self, served: fx.Node, at: fx.Node, *, before: bool = False) -> None:
-        self.served, self.graph, self.at, self.before = served, at.graph, at, before
+    def __init__(self, served: fx.Node, at: fx.Node, fakes: Fakes, *, before: bool = False) -> None:
+        self.served, self.graph, self.at, self.fakes, self.before = served, at.graph, at, fakes, before
         self.mode = getattr(served.meta["val"], "fake_mode", nullcontext())
 
     def __call__(self, target: Any, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
         with self.graph.inserting_before(self.at) if self.before else self.graph.inserting_after(self.at):
             node = self.graph.call_function(target, args, kwargs, name=name)
-        fakes = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with self.mode:
-            describe(node, self.served, target(*fakes[0], **fakes[1]))
+        values = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        key = str((target, fx.map_arg((args, kwargs), _layout)))
+        if key not in self.fakes:
+            with self.mode:
+                self.fakes[key] = target(*values[0], **values[1])
+        describe(node, self.served, self.fakes[key])
         self.at = self.at if self.before else node
         return node
 
     def permuted(self, node: fx.Node, order: Sequence[int]) -> fx.Node:
         """The node with its dimensions in this order."""
         return node if list(order) == sorted(order) else self(aten.permute.default, node, list(order))
+
+
+def _layout(node: fx.Node) -> str:
+    val = node.meta["val"]
+    return f"{val.shape} {val.stride()} {val.dtype} {val.device}" if isinstance(val, torch.Tensor) else str(val)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -14,7 +14,8 @@ class Pass(ABC):
     """One step from program to program.
 
     A subclass is a frozen dataclass whose fields are its options. ``requires`` and ``provides`` are classes of facts,
-    ``preserves`` the facts that survive its rewrite of the graph, ``exact`` whether every number stays bitwise the same.
+    ``preserves`` the facts that survive its rewrite of the graph, ``exact`` whether every number stays bitwise the same,
+    ``rewrites`` whether it may edit the graph: one that only decides gets the program itself and no copy.
     Copying, timing, verifying, recording and dumping are the pass manager's.
     """
 
@@ -22,6 +23,7 @@ class Pass(ABC):
     requires: ClassVar[tuple[type, ...]] = ()
     provides: ClassVar[tuple[type, ...]] = ()
     exact: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, program: Program) -> Program:

@@ -47,9 +47,12 @@ class Pipeline:
 
 def _run(step: Pass, before: Program) -> Program:
     start = time.perf_counter()
-    program = step.run(replace(before, graph_module=copy_graph_module(before.graph_module)))
+    given = replace(before, graph_module=copy_graph_module(before.graph_module)) if step.rewrites else before
+    program = step.run(given)
     seconds = time.perf_counter() - start
     verify_program(program, str(step))
+    if not step.rewrites and program.graph_module is not before.graph_module:
+        raise VerifyError(f"{step.name} says that it rewrites nothing, but left another graph")
     missing = [p.__name__ for p in step.provides if p not in program.facts]
     if missing:
         raise VerifyError(f"{step.name} provides {', '.join(missing)} but left none")

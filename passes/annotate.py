@@ -19,6 +19,7 @@ class AnnotateCosts(Pass):
 
     name: ClassVar[str] = "annotate-costs"
     provides: ClassVar[tuple[type, ...]] = (CostTable,)
+    rewrites: ClassVar[bool] = False
 
     device: str = "cpu"
 

@@ -9,7 +9,7 @@ import torch
 import torch.fx as fx
 
 from fxpipe.errors import OptionError, VerifyError
-from fxpipe.exact_forms import ExactForm, insert_restore, insert_store
+from fxpipe.exact_forms import ExactForm, Fakes, insert_restore, insert_store
 from fxpipe.format_rules import FormatRules, Names
 from fxpipe.graph_module import copy_graph_module, describe, returned, set_returned
 from fxpipe.ir.compression import CompressionPlan, SavePoint
@@ -45,6 +45,7 @@ class ChooseSavePoints(Pass):
     name: ClassVar[str] = "choose-save-points"
     requires: ClassVar[tuple[type, ...]] = (LoweredStages,)
     provides: ClassVar[tuple[type, ...]] = (CompressionPlan,)
+    rewrites: ClassVar[bool] = False
     format: str | None = None
     min_bytes: int = MIN_BYTES
     exact_forms: bool = True
@@ -162,6 +163,7 @@ class _Rewrite:
     def __init__(self, backward: fx.Graph, sizes: list[fx.Node], known: dict[fx.Node, fx.Node]) -> None:
         self.backward, self.sizes, self.known = backward, sizes, known
         self.fakes = _Fakes()
+        self.exact_fakes: Fakes = {}
 
     def save(self, node: fx.Node, placeholder: fx.Node, point: SavePoint, index: int) -> list[fx.Node]:
         """Puts the nodes in for one point, the ``index``-th; returns what forward is to save."""
@@ -177,9 +179,9 @@ class _Rewrite:
 
     def _pack(self, node: fx.Node, placeholder: fx.Node, form: ExactForm, sizes: list[int | fx.Node]) -> list[fx.Node]:
         order = memory_order(node.meta["val"])
-        stored = insert_store(node, _last_use(node), form, order)
+        stored = insert_store(node, _last_use(node), form, order, self.exact_fakes)
         taken = _placeholders_before(placeholder, [stored])[0]
-        value = insert_restore(taken, first_user(placeholder), form, node, sizes, order)
+        value = insert_restore(taken, first_user(placeholder), form, node, sizes, order, self.exact_fakes)
         placeholder.replace_all_uses_with(value)
         self.backward.erase_node(placeholder)
         return [stored]

@@ -52,6 +52,7 @@ class PartitionStages(Pass):
     name: ClassVar[str] = "partition-stages"
     requires: ClassVar[tuple[type, ...]] = (CostTable,)
     provides: ClassVar[tuple[type, ...]] = (Partition,)
+    rewrites: ClassVar[bool] = False
 
     n_stages: int | None = None
     objective: str = "time"

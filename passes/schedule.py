@@ -25,6 +25,7 @@ class ScheduleStages(Pass):
     name: ClassVar[str] = "schedule-stages"
     requires: ClassVar[tuple[type, ...]] = (Partition,)
     provides: ClassVar[tuple[type, ...]] = (Schedule,)
+    rewrites: ClassVar[bool] = False
     n_microbatches: int = 1
     order: str = "1f1b"
     max_in_flight: int | None = None

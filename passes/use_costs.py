@@ -15,6 +15,7 @@ class UseCosts(Pass):
 
     name: ClassVar[str] = "use-costs"
     provides: ClassVar[tuple[type, ...]] = (CostTable,)
+    rewrites: ClassVar[bool] = False
 
     costs: CostTable = field(default=CostTable((), "none", "modelled"), repr=False)
 

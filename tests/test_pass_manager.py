@@ -10,10 +10,12 @@ import torch
 from stages import inputs_of, traced
 
 from fxpipe.errors import VerifyError
+from fxpipe.graph_module import copy_graph_module
 from fxpipe.ir.program import Program, Signature
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Pipeline, summary
-from fxpipe.printing import listing
+from fxpipe.pipeline import Options, default_pipeline
+from fxpipe.printing import listing, program_listing
 from fxpipe.verify import around, verify_program
 
 aten = torch.ops.aten
@@ -75,6 +77,41 @@ def test_a_pass_that_lacks_what_it_requires_is_refused_before_anything_runs():
 def test_a_pass_that_leaves_nothing_is_refused():
     with pytest.raises(VerifyError, match=r"^count-nodes provides Count but left none$"):
         Pipeline((CountNodes(forget=True),)).run(traced("mlp"))
+
+
+@dataclass(frozen=True)
+class Decide(Pass):
+    """Says that it edits nothing."""
+
+    name: ClassVar[str] = "decide"
+    rewrites: ClassVar[bool] = False
+    lies: bool = False
+
+    def run(self, program):
+        return program.with_graph(copy_graph_module(program.graph_module)) if self.lies else program
+
+
+def test_a_pass_that_only_decides_gets_no_copy_and_may_leave_no_other_graph():
+    program = traced("mlp")
+    assert Pipeline((Decide(),)).run(program).graph_module is program.graph_module
+    with pytest.raises(VerifyError, match=r"^decide says that it rewrites nothing, but left another graph$"):
+        Pipeline((Decide(lies=True),)).run(program)
+
+
+def test_the_passes_that_only_decide_leave_the_graph_as_it_was():
+    steps = default_pipeline(Options(n_ranks=2, n_microbatches=2, format="bfp4b32"))
+    deciding = []
+
+    def look(step, before, after):
+        if not step.rewrites:
+            deciding.append(step.name)
+            assert program_listing(after) == seen[-1], step.name
+        seen.append(program_listing(after))
+
+    program = traced("mlp")
+    seen = [program_listing(program)]
+    Pipeline(steps.passes, observers=(look,)).run(program)
+    assert deciding == ["annotate-costs", "partition-stages", "schedule-stages", "choose-save-points"]
 
 
 def test_a_rewrite_drops_the_facts_that_it_does_not_preserve():
