@@ -32,7 +32,7 @@ def _table(C, place: int) -> int:
 
 
 @triton.jit
-def grid(a, b, reciprocal, C: tl.constexpr):
+def on_grid(a, b, reciprocal, C: tl.constexpr):
     """Two words [N] (uint32) of the n of values 0 2 1 3, and of 4 6 5 7, a byte each; under a signed scale n + 128."""
     low, high = _four(_grid(a, reciprocal, C), _grid(b, reciprocal, C), C.dtype != 0)
     EXCESS: tl.constexpr = _grid_excess(C)
@@ -75,8 +75,8 @@ def _four(a, b, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def signs(a, b, C: tl.constexpr):
-    """Words that have the top bit of the bytes of ``grid`` where a value is below zero."""
+def signs_of(a, b, C: tl.constexpr):
+    """Words that have the top bit of the bytes of ``on_grid`` where a value is below zero."""
     a = a.to(tl.uint32, bitcast=True)
     b = b.to(tl.uint32, bitcast=True)
     if C.dtype == 0:
@@ -94,7 +94,7 @@ def signs(a, b, C: tl.constexpr):
 
 
 @triton.jit
-def codes(n, signs, C: tl.constexpr):
+def codes_of(n, signs, C: tl.constexpr):
     """Codes of the four bytes of each word ``n``, in the high bits of each byte; the others are zero."""
     INDEX_BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits
     index = _tops(n, 0, C) & _TOPS

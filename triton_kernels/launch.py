@@ -1,6 +1,7 @@
 """Runs the Triton kernels on tensors, or compiles them for a device that is not there.
 
-CUDA and HIP tensors; under ``TRITON_INTERPRET=1`` CPU tensors too, for tests.
+CUDA and HIP tensors; under ``TRITON_INTERPRET=1`` CPU tensors too, for tests. On fake tensors a launch becomes a node of the
+graph that is being traced.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ from typing import Any, Literal
 import torch
 import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
 from . import packing
@@ -47,11 +50,10 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     numel = x_flat.numel()
     constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
     planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
-    if numel > 0:
+    if not statically_known_true(numel == 0):
         x_flat = _aligned(x_flat)
-        with on_device(x_flat):
-            arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+        arguments = (x_flat, *_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
+        _launch(compress_kernel, arguments, constants, numel, tile)
     n_codes = len(fmt.group_planes)
     return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
@@ -60,15 +62,14 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
     """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
     constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
-    if numel > 0:
+    if not statically_known_true(numel == 0):
         planes = [_aligned(plane) for plane in planes]
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
             planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
-        with on_device(y):
-            arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+        arguments = (*_arguments(planes, fmt, planes[0]), y, numel, PLACE_BITS)
+        _launch(decompress_kernel, arguments, constants, numel, tile)
     return y
 
 
@@ -99,7 +100,16 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
     c = codec(fmt, dtype, packs=packs)
-    return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+    return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": statically_known_true(numel % tile == 0)}
+
+
+def _launch(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], numel: int, tile: int) -> None:
+    """A program for each tile of ``numel`` values, on the device of the first argument, or recorded where that is fake."""
+    first, n_programs = arguments[0], (numel + tile - 1) // tile
+    if is_fake(first):
+        kernel = torch.library.wrap_triton(kernel)
+    with contextlib.nullcontext() if is_fake(first) else on_device(first):
+        kernel[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
 
 
 def _on_nvidia() -> bool:
@@ -113,15 +123,17 @@ def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
 
 
-def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:
-    """The planes in the order of the kernels' arguments; the scales stand in for those that the width has not."""
+def _arguments(planes: Sequence[Tensor], fmt: BFPFormat, instead: Tensor) -> list[Tensor]:
+    """The planes in the order of the kernels' arguments; ``instead``, which nothing writes to, for those that there are not."""
     names = [f"{plane.name}_ptr" for plane in _kernel_planes(fmt, 1)]
     by_name = dict(zip(names, planes, strict=True))
-    return [by_name.get(name, by_name["scale_ptr"]) for name in _PLANE_POINTERS]
+    return [by_name.get(name, instead) for name in _PLANE_POINTERS]
 
 
 def _aligned(x: Tensor) -> Tensor:
-    return x.clone() if x.data_ptr() % _ALIGNMENT else x
+    """A copy where the values may not start at a multiple of 16 bytes; whole storages do."""
+    address = x.storage_offset() * x.itemsize if is_fake(x) else x.data_ptr()
+    return x if statically_known_true(address % _ALIGNMENT == 0) else x.clone()
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

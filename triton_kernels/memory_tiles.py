@@ -11,9 +11,6 @@ values travel as pairs in an int32 ``w``: bfloat16's even value is ``w << 16`` a
 import triton
 import triton.language as tl
 
-_INT32 = tl.constexpr(tl.pointer_type(tl.int32))
-_INT16 = tl.constexpr(tl.pointer_type(tl.int16))
-
 
 @triton.jit
 def load(pointers, keep, FULL: tl.constexpr):
@@ -36,14 +33,14 @@ def load_values(x_ptr, rest, N: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.cons
     """The tile (a, b) of float32 bits, each [N, 4], of the ``rest`` values at x_ptr; zeros beyond."""
     if DTYPE == 0:
         index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
-        bits_ptr = x_ptr.to(_INT32)
+        bits_ptr = x_ptr.to(tl.pointer_type(tl.int32))
         return load(bits_ptr + index, index < rest, FULL), load(bits_ptr + index + 4, index + 4 < rest, FULL)
     else:
         if FULL:
-            pair = tl.reshape(tl.load(x_ptr.to(_INT32) + tl.arange(0, N * 4)), [N, 4])
+            pair = tl.reshape(tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4)), [N, 4])
         else:  # one by one: nothing behind the last value is touched
             index = tl.arange(0, N * 8)
-            value = tl.load(x_ptr.to(_INT16) + index, mask=index < rest, other=0)
+            value = tl.load(x_ptr.to(tl.pointer_type(tl.int16)) + index, mask=index < rest, other=0)
             even, odd = tl.split(tl.reshape(value, [N, 4, 2]))
             pair = (even.to(tl.int32) & 0xFFFF) | (odd.to(tl.int32) << 16)
         if DTYPE == 1:
@@ -66,18 +63,18 @@ def store_values(y_ptr, a, b, nan, rest, N: tl.constexpr, C: tl.constexpr, FULL:
         store(y_ptr + index, a, index < rest, FULL)
         store(y_ptr + index + 4, b, index + 4 < rest, FULL)
     else:
-        pair = _halves(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C)
+        pair = _half_floats(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C)
         if FULL:
             pair = tl.reshape(pair, [N * 4]).to(tl.int32, bitcast=True)
-            tl.store(y_ptr.to(_INT32) + tl.arange(0, N * 4), pair)
+            tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), pair)
         else:
             value = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
             index = tl.arange(0, N * 8)
-            tl.store(y_ptr.to(_INT16) + index, tl.reshape(value, [N * 8]), mask=index < rest)
+            tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit
-def _halves(a, b, C: tl.constexpr):
+def _half_floats(a, b, C: tl.constexpr):
     """Pairs of float16 (uint32), clipped to the finite range if C.clip."""
     if C.packs:
         pair = tl.inline_asm_elementwise(

@@ -27,7 +27,7 @@ def take_out(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
     chosen = tl.reshape(tl.broadcast_to(key.expand_dims(1), [BLOCKS, GROUPS]), [BLOCKS * GROUPS]).expand_dims(1)
     here_a, here_b = key_a == chosen, key_b == chosen
     if C.dtype == 0:
-        bits = _largest(tl.where(here_a, a, 0), tl.where(here_b, b, 0), BLOCKS)
+        bits = _the_one(tl.where(here_a, a, 0), tl.where(here_b, b, 0), BLOCKS)
     else:
         bits = (key & 0x7FFFFF00) | ((key & 1) << 31)
     magnitude = bits & 0x7FFFFFFF
@@ -35,7 +35,7 @@ def take_out(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
     doubled_b = tl.where(here_b, 0, b << 1).to(tl.uint32, bitcast=True)
     rest = tl.max(tl.reshape(tl.maximum(doubled_a, doubled_b), [BLOCKS, GROUPS * 4]), axis=1)
     finite = (magnitude < 0x7F800000) & (rest < 0xFF000000)
-    rounded = _rounded(magnitude, 23 - C.magnitude_bits - C.outlier_extra_bits)
+    rounded = _shortened(magnitude, 23 - C.magnitude_bits - C.outlier_extra_bits)
     if C.unsigned:
         rounded = tl.where(bits > 0, rounded, 0)
     if C.outlier_threshold > 0:
@@ -89,14 +89,14 @@ def _places(N: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _largest(a, b, BLOCKS: tl.constexpr):
+def _the_one(a, b, BLOCKS: tl.constexpr):
     """The bits of the one value of each block that is not 0."""
     both = (a | b).to(tl.uint32, bitcast=True)
     return tl.max(tl.reshape(both, [BLOCKS, a.numel // BLOCKS]), axis=1).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _rounded(bits, DROP: tl.constexpr):
+def _shortened(bits, DROP: tl.constexpr):
     """The bits of floats without the lowest DROP, to nearest even, finite ones below infinity."""
     rounded = (bits + ((1 << (DROP - 1)) - 1) + ((bits >> DROP) & 1)) >> DROP
     return tl.minimum(rounded, (0x7F800000 >> DROP) - 1)

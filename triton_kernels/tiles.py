@@ -26,7 +26,7 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles
+from .codebook_tiles import codes_of, levels_of, on_grid, signs_of, squeeze
 from .noise_tiles import bytes_of, hashed, philox
 from .scale_tiles import reciprocal, step
 
@@ -184,12 +184,12 @@ def _may_clip(C) -> bool:
 @triton.jit
 def _encode_codebook(a, b, code, C: tl.constexpr):
     inverse = reciprocal(code, 0, C).expand_dims(1)
-    low, high = codebook_tiles.grid(a, b, inverse, C)
+    low, high = on_grid(a, b, inverse, C)
     low_signs, high_signs = low, high
     if not C.unsigned and not C.scale_signed:
-        low_signs, high_signs = codebook_tiles.signs(a, b, C)
-    low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
-    high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
+        low_signs, high_signs = signs_of(a, b, C)
+    low = squeeze(codes_of(low, low_signs, C), C.width)
+    high = squeeze(codes_of(high, high_signs, C), C.width)
     if C.width <= 4:
         low = low | (high << (4 * C.width))
         high = low
@@ -279,7 +279,7 @@ def _offset_codes(word, C: tl.constexpr):
 def _floats(word, index, value, place_bits, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return codebook_tiles.levels_of(word, index, place_bits, C) * value
+        return levels_of(word, index, place_bits, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 
