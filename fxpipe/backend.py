@@ -2,6 +2,7 @@
 
 ``torch.compile(model, backend="fxpipe", options={"format": "bfp4b32"})``, or the name wherever a backend name is taken.
 The joint graph comes through Inductor's public ``custom_partitioner_fn``; the rewrite is the one of ``passes/compress.py``.
+On GPUs Inductor inlines the kernels of the operators (``inline_kernels``).
 """
 
 import sys
@@ -19,6 +20,7 @@ from fxpipe import backward_facts, exact_forms, format_rules, save_points, value
 from fxpipe.errors import OptionError, unknown
 from fxpipe.format_rules import FormatRules
 from fxpipe.graph_module import returned, set_own_values
+from fxpipe.inline_kernels import with_inlined_kernels
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.joint import PARTITIONERS
 from fxpipe.passes import compress
@@ -146,5 +148,6 @@ def fxpipe(
     from torch._inductor.compile_fx import compile_fx
 
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
-    patches = {**list_mode_options(mode or "default"), "custom_partitioner_fn": partitioner}
+    own = {"custom_partitioner_fn": partitioner, **with_inlined_kernels()}
+    patches = {**list_mode_options(mode or "default"), **own}
     return cast(Callable[..., Any], compile_fx(graph_module, example_inputs, config_patches=patches))

@@ -6,6 +6,7 @@ without a kernel, and all values on other devices, stay the operators that they 
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,20 @@ class InlineKernels(CustomGraphPass):
                 _inline(node, traced[key])
 
     def uuid(self) -> bytes:
-        """What the result depends on: the source of this file and of everything about the kernels.
-
-        ``InlineKernels`` has no options, and what it replaces is in the graph that Inductor makes its key of.
-        """
-        sources = Path(ops.__file__).parent.glob("*.py")
-        return get_hash_for_files((__file__, *sorted(map(str, sources))))
+        """What the result depends on besides the graph: the source of this file and of everything about the kernels."""
+        return _hash_of_sources()
 
 
 _PASS = InlineKernels()
 
 
+@cache
+def _hash_of_sources() -> bytes:
+    return get_hash_for_files((__file__, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
+
+
 def _has_kernel(node: fx.Node) -> bool:
-    """On a GPU, in a format with a kernel. A value that is concatenated, too, may start anywhere in the whole: kernels may not."""
+    """On a GPU, in a format with a kernel; not concatenated too, as a part of a whole may start where no kernel can."""
     first = node.args[0]
     inputs = [first] if isinstance(first, fx.Node) else list(first)  # type: ignore[arg-type, union-attr]
     on_gpu = all(n.meta["val"].device.type in DEVICES for n in inputs)
