@@ -1,18 +1,30 @@
 """The last step before Inductor on a GPU: operators of storage become Triton calls, and Inductor inlines their kernels."""
 
 import ast
-import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch._inductor.config as inductor_config
+import triton.language as tl
+from kernels import emulated
+from kernels.inputs import classes_in_turn, same
+from kernels.ptx import parse
+from stages import compressed
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional as triton_call
+from torch._inductor.codecache import FxGraphHashDetails
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.fx.experimental.proxy_tensor import make_fx
-from without_gpu import an_h100, generated, kernel_calls, to_gpu
+from triton.runtime.jit import ConstexprFunction, JITFunction
+from without_gpu import an_h100, generated, inlined_kernel, kernel_calls, to_gpu
 
 from fxpipe import backend, inline_kernels
+from fxpipe.graph_module import copy_graph_module
 from fxpipe.inline_kernels import InlineKernels, with_inlined_kernels
+from fxpipe.ir.stage_graphs import LoweredStages
+from fxpipe.runtime import stage_runner
+from fxpipe.triton_kernels import BFPFormat, launch, reference
 
 # Inductor's own, on its first import
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -140,7 +152,9 @@ def test_sizes_that_are_not_known():
     for call in (store, restore):
         assert isinstance(call.kwargs["kwargs"]["numel"], torch.fx.Node)
         assert call.kwargs["kwargs"]["EVEN"] is False
-    source = generated(on_gpu(stored("bfp4b32", order=(1, 0)), torch.randn(50, 40), "symbolic"), **with_inlined_kernels())
+    source = generated(
+        on_gpu(stored("bfp4b32", order=(1, 0)), torch.randn(50, 40), "symbolic"), **with_inlined_kernels()
+    )
     assert [c for c in kernel_calls(source) if "compress" in c] == ["compress_kernel_0.run", "decompress_kernel_1.run"]
 
 
@@ -172,3 +186,71 @@ def test_after_the_passes_of_the_user():
         with inductor_config.patch(post_grad_custom_post_pass=there):
             assert with_inlined_kernels() == {"post_grad_custom_post_pass": [own, inline_kernels._PASS]}
     assert with_inlined_kernels() == {"post_grad_custom_post_pass": [inline_kernels._PASS]}
+
+
+@pytest.mark.parametrize("text", ["bfp4b32", "bfp5b16:gauss+e5m3", "bfp4b32+o1"])
+def test_the_code_that_inductor_generates_equals_the_reference(text, tmp_path):
+    module = on_gpu(stored(text, decoded=False), torch.randn(33, 64).bfloat16())
+    ptx = parse(inlined_kernel(generated(module, **with_inlined_kernels()), "compress_kernel_0", tmp_path).asm["ptx"])
+    x = classes_in_turn(33 * 64, torch.bfloat16)
+    fmt = BFPFormat.parse(text)
+    assert all(map(same, emulated.compress(ptx, x, fmt), reference.compress(x, fmt)))
+
+
+@pytest.mark.parametrize("kernel", [*launch.KERNELS.values()], ids=lambda k: k.fn.__name__)
+def test_names_are_unique_in_all_that_inductor_copies_with_a_kernel(kernel):
+    """It copies functions and constants by name into one file, and takes a second of one name for the first."""
+    seen, waiting = {}, [kernel]
+    while waiting:
+        for name, value in _globals_of(waiting.pop()).items():
+            assert not isinstance(value, type(ast)), f"{name}: Inductor does not copy what is in a module"
+            assert not isinstance(value, tl.pointer_type)
+            if name not in seen and isinstance(value, JITFunction | ConstexprFunction):
+                assert value.fn.__name__ == name  # copied under that name
+                waiting.append(value)
+            assert _same(seen.setdefault(name, value), value), name
+
+
+def _globals_of(function) -> dict[str, object]:
+    code, there = function.fn.__code__, function.fn.__globals__
+    return {name: there[name] for name in code.co_names if name in there and name not in ("tl", "triton")}
+
+
+def _same(a: object, b: object) -> bool:
+    return a is b or (isinstance(a, tl.constexpr) and isinstance(b, tl.constexpr) and a.value == b.value)
+
+
+def test_both_halves_of_a_stage(monkeypatch):
+    """Through the second door: what a stage gives to Inductor, its values moved to a GPU."""
+    stage = compressed("mlp").fact(LoweredStages).stages[0]
+    for half, kernel in ((stage.forward, "compress_kernel"), (stage.backward, "decompress_kernel")):
+        module = copy_graph_module(half.graph_module)
+        to_gpu(module.graph)
+        with an_h100() as sources:
+            stage_runner.inductor(replace(half, graph_module=module))
+        (source,) = sources
+        assert "torch.ops.fxpipe" not in source
+        assert any(call.startswith(kernel) for call in kernel_calls(source))
+
+
+def test_the_backend_asks_for_it(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "torch._inductor.compile_fx.compile_fx", lambda *_, config_patches: asked.update(config_patches)
+    )
+    backend.fxpipe(torch.fx.symbolic_trace(torch.nn.ReLU()), [torch.randn(3)])
+    assert asked["post_grad_custom_post_pass"] == [inline_kernels._PASS]
+
+
+def test_cached_code_is_of_these_kernels(monkeypatch):
+    """Inductor's key holds the pass; the pass's changes with the sources of the kernels."""
+    seen = []
+    monkeypatch.setattr(inline_kernels, "get_hash_for_files", lambda paths: seen.extend(paths) or b"key")
+    inline_kernels._hash_of_sources.cache_clear()
+    assert InlineKernels().uuid() == b"key"
+    inline_kernels._hash_of_sources.cache_clear()
+    names = {Path(path).name for path in seen}
+    assert names >= {"inline_kernels.py", "ops.py", "launch.py", "kernels.py", "tiles.py", "codec.py", "tiling.py"}
+    with inductor_config.patch(with_inlined_kernels()):
+        ours = FxGraphHashDetails(None, [], {}, []).post_grad_custom_post_pass
+    assert ours == (InlineKernels().uuid(),)

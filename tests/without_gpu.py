@@ -1,7 +1,10 @@
 """Inductor's code for a GPU that is not there: generated, not run. The mocks are of private parts of torch, and all here."""
 
+import ast
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -11,9 +14,12 @@ import torch.fx as fx
 import triton
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import PyCodeCache
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime import triton_heuristics
 from torch._inductor.virtualized import V
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 
 H100 = SimpleNamespace(
     name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, max_threads_per_multi_processor=2048,
@@ -28,6 +34,8 @@ ANSWERS: dict[str, Callable[..., object]] = {
     "current_device": lambda: 0,
     "raise_if_triton_unavailable": lambda _=None: None,
 }
+OPTIONS = {"force_disable_caches": True, "compile_threads": 1, "joint_graph_constant_folding": False}
+"""No code from an earlier run; no constants computed on the GPU."""
 DRIVER = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0)
 
 
@@ -41,11 +49,14 @@ def an_h100() -> Iterator[list[str]]:
             stack.enter_context(mock.patch.object(CudaInterface, name, staticmethod(answer)))
         for target in (CudaInterface.Worker, torch.cuda):
             stack.enter_context(mock.patch.object(target, "get_device_properties", ANSWERS["get_device_properties"]))
-        stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", lambda _=None: (9, 0)))
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)))
         stack.enter_context(mock.patch.object(GraphLowering, "save_output_code", staticmethod(sources.append)))
         not_run = SimpleNamespace(call=None, runner=None, __file__="not run")
-        stack.enter_context(mock.patch.object(PyCodeCache, "load_by_key_path", lambda *_, **__: not_run))
-        stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
+        stack.enter_context(mock.patch.object(PyCodeCache, "load_by_key_path", return_value=not_run))
+        stack.enter_context(mock.patch.object(PythonWrapperCodegen, "generate_and_run_autotune_block"))
+        # its patterns index fake tensors, which takes a device
+        stack.enter_context(mock.patch("torch._inductor.fx_passes.joint_graph.lazy_init"))
+        stack.enter_context(inductor_config.patch(OPTIONS))
         triton.runtime.driver.set_active(DRIVER)
         stack.callback(triton.runtime.driver.set_active, before)
         yield sources
@@ -84,3 +95,21 @@ def generated(module: fx.GraphModule, **options: object) -> str:
         compile_fx_inner(module, values)
     (source,) = sources
     return source
+
+
+def inlined_kernel(source: str, name: str, folder: Path) -> CompiledKernel:
+    """The kernel ``name`` as Inductor would compile it from its generated source alone."""
+    texts = {
+        node.targets[0].id: node.value.args[1].value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and "async_compile.triton" in ast.unparse(node)
+    }
+    path = folder / f"{name}.py"
+    path.write_text(texts[name])
+    with mock.patch.object(triton_heuristics, "user_autotune", lambda **made: lambda fn: (fn, made)):
+        made = runpy.run_path(str(path))
+    fn, made = next(v for v in made.values() if isinstance(v, tuple))
+    meta = made["triton_meta"]
+    ast_source = triton.compiler.ASTSource(fn, meta["signature"], meta["constants"], meta["configs"][0])
+    options = {k: v for k, v in made["configs"][0].items() if k in ("num_warps", "num_stages")}
+    return triton.compile(ast_source, target=DRIVER.get_current_target(), options=options)
