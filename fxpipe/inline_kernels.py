@@ -21,7 +21,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpipe.graph_module import describe
-from fxpipe.triton_kernels import ops
+from fxpipe.triton_kernels import fused, ops
 from fxpipe.triton_kernels.codec import why_no_kernel
 from fxpipe.triton_kernels.format import BFPFormat
 
@@ -32,6 +32,7 @@ DEVICES = ("cuda",)
 KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
+    torch.ops.fxpipe.activate_and_compress.default: fused.on_gpu,
 }
 
 

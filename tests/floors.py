@@ -87,6 +87,7 @@ FLOORS = {
         "fxpipe/verify_schedule.py",
         "passes/schedule_orders.py",
         "triton_kernels/format.py",
+        "triton_kernels/fused_kernels.py",
     ],
     4: [
         "fxpipe/format_rules.py",
@@ -141,10 +142,11 @@ FLOORS = {
     9: [
         "fxpipe/planner/partition.py",
         "triton_kernels/cpu.py",
+        "triton_kernels/fused.py",
         "triton_kernels/exact.py",
         "triton_kernels/zero_coding.py",
     ],
-    10: ["fxpipe/planner/explain.py", "fxpipe/planner/report.py", "triton_kernels/ops.py"],
+    10: ["fxpipe/fused_producers.py", "fxpipe/planner/explain.py", "fxpipe/planner/report.py", "triton_kernels/ops.py"],
     11: [
         "fxpipe/inline_kernels.py",
         "fxpipe/planner/command.py",

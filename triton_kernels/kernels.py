@@ -109,9 +109,31 @@ def _compress_tile(
     FULL: tl.constexpr,
 ):
     """Store the ``rest`` values at x_ptr; FULL: there are BLOCKS * block of them."""
+    a, b = load_values(x_ptr, rest, BLOCKS * (C.block // 8), C.dtype, FULL)
+    compress_tile(
+        a, b, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, first_group, rest, C, BLOCKS, FULL
+    )
+
+
+@triton.jit
+def compress_tile(
+    a,
+    b,
+    code32_ptr,
+    code16_ptr,
+    code8_ptr,
+    scale_ptr,
+    outlier_ptr,
+    seed_ptr,
+    first_group,
+    rest,
+    C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """Store the tile (a, b) of float32 bits, of which ``rest`` values are; FULL: all."""
     GROUPS: tl.constexpr = C.block // 8
     N: tl.constexpr = BLOCKS * GROUPS
-    a, b = load_values(x_ptr, rest, N, C.dtype, FULL)
     if C.outliers > 0:
         stored, code, entry, own, a, b = take_out(a, b, BLOCKS, C)
         entry = tl.broadcast_to(entry.expand_dims(1), [BLOCKS, GROUPS])

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from . import packing
 from .codec import codec
 from .format import GROUP, BFPFormat, Plane
+from .fused_kernels import fused_kernel
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
 
@@ -54,8 +55,22 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
         x_flat = _aligned(x_flat)
         arguments = (x_flat, *_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
         _launch(compress_kernel, arguments, constants, numel, tile)
-    n_codes = len(fmt.group_planes)
-    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
+    return _stored_planes(planes, fmt)
+
+
+def activate_and_compress(
+    x_flat: Tensor, fmt: BFPFormat, activation: str, stored: str, tile: int = TILE
+) -> tuple[Tensor, ...]:
+    """The activation of ``x_flat`` [numel], contiguous, and the planes of its ``input`` or ``output``; see ``fused``."""
+    numel = x_flat.numel()
+    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
+    y = x_flat.new_empty(numel)
+    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    if not statically_known_true(numel == 0):
+        x_flat = _aligned(x_flat)
+        constants |= {"ACTIVATION": activation, "STORED": stored}
+        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, numel, tile)
+    return (y, *_stored_planes(planes, fmt))
 
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
@@ -80,8 +95,17 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     whether they need 64 bits.
     Does not work under ``TRITON_INTERPRET=1``.
     """
-    kernel = KERNELS[kind]
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
+    return _compiled(target, KERNELS[kind], constants, dtype, numel)
+
+
+def compile_fused_for(target: GPUTarget, activation: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
+    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the activation alone."""
+    constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
+    return _compiled(target, fused_kernel, {**constants, "ACTIVATION": activation, "STORED": stored}, dtype, numel)
+
+
+def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], dtype: str, numel: int) -> Any:
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
@@ -121,6 +145,12 @@ def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     n_codes = len(fmt.group_planes)
     planes = fmt.planes(numel)
     return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
+
+
+def _stored_planes(planes: Sequence[Tensor], fmt: BFPFormat) -> tuple[Tensor, ...]:
+    """The planes of the format of those that a kernel wrote."""
+    n_codes = len(fmt.group_planes)
+    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
 
 def _arguments(planes: Sequence[Tensor], fmt: BFPFormat, instead: Tensor) -> list[Tensor]:

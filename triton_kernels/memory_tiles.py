@@ -59,18 +59,29 @@ def _half_bits(word):
 def store_values(y_ptr, a, b, nan, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
     """Write the tile of floats (a, b) as the ``rest`` values at y_ptr. ``nan`` [N, 1]: which groups' blocks are NaN."""
     if C.dtype == 0:
-        index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
-        store(y_ptr + index, a, index < rest, FULL)
-        store(y_ptr + index + 4, b, index + 4 < rest, FULL)
+        store_singles(y_ptr, a, b, rest, N, FULL)
     else:
-        pair = _half_floats(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C)
-        if FULL:
-            pair = tl.reshape(pair, [N * 4]).to(tl.int32, bitcast=True)
-            tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), pair)
-        else:
-            value = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
-            index = tl.arange(0, N * 8)
-            tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
+        store_pair(y_ptr, _half_floats(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C), rest, N, FULL)
+
+
+@triton.jit
+def store_singles(y_ptr, a, b, rest, N: tl.constexpr, FULL: tl.constexpr):
+    """Write a tile of float32 (a, b)."""
+    index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+    store(y_ptr + index, a, index < rest, FULL)
+    store(y_ptr + index + 4, b, index + 4 < rest, FULL)
+
+
+@triton.jit
+def store_pair(y_ptr, pair, rest, N: tl.constexpr, FULL: tl.constexpr):
+    """Write a tile [N, 4] of pairs of 16-bit values (uint32)."""
+    if FULL:
+        pair = tl.reshape(pair, [N * 4]).to(tl.int32, bitcast=True)
+        tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), pair)
+    else:
+        value = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
+        index = tl.arange(0, N * 8)
+        tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import by_definition, cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
+from . import by_definition, cpu, exact, fused, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
 from .codec import why_no_kernel
 from .format import BFPFormat
 from .plane_layout import plane_layouts

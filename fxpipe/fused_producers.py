@@ -1,0 +1,89 @@
+"""On GPUs an activation and the storing of its input or output become one node, so that one kernel does both in one pass."""
+
+import operator
+
+import torch
+import torch.fx as fx
+
+from fxpipe.graph_module import describe
+from fxpipe.triton_kernels.format import BFPFormat
+from fxpipe.triton_kernels.fused import why_not_fused
+from fxpipe.value_facts import memory_order, view_source
+
+aten = torch.ops.aten
+
+DEVICES = ("cuda",)
+"""PyTorch calls AMD's devices so too."""
+IN_MEMORY = (
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
+    aten.linear.default,
+)  # fmt: skip
+"""What computes a value that is in memory anyway. Others may run in one kernel of Inductor's with what reads them."""
+
+
+def fuse_producers(forward: fx.Graph) -> None:
+    """Fuses each activation of a matrix product or convolution that is stored, or whose input is; edits in place.
+
+    The stored values are the same; ReLU is exact, and SiLU and GELU are within a rounding of torch's.
+
+    Before::
+
+        silu = aten.silu(mm)
+        compress_mm = fxpipe.bfp_compress(mm, 'bfp4b32', [0, 1])
+        mm_code32 = compress_mm[0]; mm_exponent = compress_mm[1]
+
+    After::
+
+        compress_mm = fxpipe.activate_and_compress(mm, 'bfp4b32', [0, 1], 'silu', 'input')
+        silu = compress_mm[0]
+        mm_code32 = compress_mm[1]; mm_exponent = compress_mm[2]
+    """
+    for compress in forward.find_nodes(op="call_function", target=torch.ops.fxpipe.bfp_compress.default):
+        value = compress.args[0]
+        producer = value if _activation(value) else next(filter(_activation, value.users), None)
+        if producer is not None and _pays(producer, compress):
+            _fuse(producer, compress, "output" if producer is value else "input")
+
+
+def _activation(node: fx.Node) -> str:
+    """Its name for ``fxpipe::activate_and_compress``; empty for other operators."""
+    if node.target is aten.gelu.default:
+        return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
+    names = {aten.relu.default: "relu", aten.silu.default: "silu"}
+    return names.get(node.target, "")  # type: ignore[arg-type, call-overload, no-any-return]
+
+
+def _pays(producer: fx.Node, compress: fx.Node) -> bool:
+    """One pass over one memory: a GPU's, in which input and output lie alike and without gaps."""
+    source = producer.args[0]
+    assert isinstance(source, fx.Node)
+    x, y, order = source.meta["val"], producer.meta["val"], compress.args[2]
+    return (
+        x.device.type in DEVICES
+        and x.dtype == y.dtype
+        and x.stride() == y.stride()
+        and memory_order(x) == order
+        and bool(x.permute(order).is_contiguous())
+        and not why_not_fused(BFPFormat.parse(str(compress.args[1])))
+        and _in_memory(source)
+    )
+
+
+def _in_memory(node: fx.Node) -> bool:
+    while (source := view_source(node)) is not None:
+        node = source
+    return node.op == "placeholder" or node.target in IN_MEMORY
+
+
+def _fuse(producer: fx.Node, compress: fx.Node, stored: str) -> None:
+    planes = list(compress.users)
+    values = [producer.meta["val"], *compress.meta["val"]]
+    compress.args = (producer.args[0], *compress.args[1:3], _activation(producer), stored)
+    compress.target = torch.ops.fxpipe.activate_and_compress.default
+    describe(compress, producer, values)
+    producer.prepend(compress)
+    producer.target, producer.args, producer.kwargs = operator.getitem, (compress, 0), {}
+    for plane in planes:
+        index = plane.args[1]
+        assert isinstance(index, int)
+        plane.args = (compress, index + 1)
