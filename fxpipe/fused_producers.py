@@ -1,14 +1,16 @@
 """On GPUs an activation and the storing of its input or output become one node, so that one kernel does both in one pass."""
 
 import operator
+from collections.abc import Iterator
 
 import torch
 import torch.fx as fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxpipe.graph_module import describe
 from fxpipe.triton_kernels.format import BFPFormat
 from fxpipe.triton_kernels.fused import why_not_fused
-from fxpipe.value_facts import memory_order, view_source
+from fxpipe.value_facts import memory_order, storage_of, view_source
 
 aten = torch.ops.aten
 
@@ -40,9 +42,23 @@ def fuse_producers(forward: fx.Graph) -> None:
     """
     for compress in forward.find_nodes(op="call_function", target=torch.ops.fxpipe.bfp_compress.default):
         value = compress.args[0]
-        producer = value if _activation(value) else next(filter(_activation, value.users), None)
-        if producer is not None and _pays(producer, compress):
-            _fuse(producer, compress, "output" if producer is value else "input")
+        assert isinstance(value, fx.Node)
+        found = ((producer, stored) for producer, stored in _producers(value) if _pays(producer, stored, compress))
+        if (chosen := next(found, None)) is not None:
+            _fuse(*chosen, compress)
+
+
+def _producers(value: fx.Node) -> list[tuple[fx.Node, str]]:
+    """The activations whose output the value is, or whose input, seen through views."""
+    base = storage_of(value)
+    if _activation(base):
+        return [(base, "output")]
+    return [(reader, "input") for reader in _readers(base) if _activation(reader)]
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        yield from _readers(user) if view_source(user) is node else (user,)
 
 
 def _activation(node: fx.Node) -> str:
@@ -53,20 +69,25 @@ def _activation(node: fx.Node) -> str:
     return names.get(node.target, "")  # type: ignore[arg-type, call-overload, no-any-return]
 
 
-def _pays(producer: fx.Node, compress: fx.Node) -> bool:
-    """One pass over one memory: a GPU's, in which input and output lie alike and without gaps."""
-    source = producer.args[0]
-    assert isinstance(source, fx.Node)
-    x, y, order = source.meta["val"], producer.meta["val"], compress.args[2]
+def _pays(producer: fx.Node, stored: str, compress: fx.Node) -> bool:
+    """One pass over one memory: a GPU's, in which input, output and what is stored lie alike and without gaps."""
+    source, value = producer.args[0], compress.args[0]
+    assert isinstance(source, fx.Node) and isinstance(value, fx.Node)  # noqa: PT018
+    x, y = source.meta["val"], producer.meta["val"]
     return (
         x.device.type in DEVICES
         and x.dtype == y.dtype
         and x.stride() == y.stride()
-        and memory_order(x) == order
-        and bool(x.permute(order).is_contiguous())
+        and bool(x.permute(memory_order(x)).is_contiguous())
+        and (value is (producer if stored == "output" else source) or _flat_alike(value.meta["val"], y))
         and not why_not_fused(BFPFormat.parse(str(compress.args[1])))
         and _in_memory(source)
     )
+
+
+def _flat_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whole tensors that are views of each other."""
+    return a.is_contiguous() and b.is_contiguous() and statically_known_true(a.numel() == b.numel())
 
 
 def _in_memory(node: fx.Node) -> bool:
@@ -75,10 +96,12 @@ def _in_memory(node: fx.Node) -> bool:
     return node.op == "placeholder" or node.target in IN_MEMORY
 
 
-def _fuse(producer: fx.Node, compress: fx.Node, stored: str) -> None:
-    planes = list(compress.users)
+def _fuse(producer: fx.Node, stored: str, compress: fx.Node) -> None:
+    planes, value, source = list(compress.users), compress.args[0], producer.args[0]
+    assert isinstance(value, fx.Node) and isinstance(source, fx.Node)  # noqa: PT018
     values = [producer.meta["val"], *compress.meta["val"]]
-    compress.args = (producer.args[0], *compress.args[1:3], _activation(producer), stored)
+    order = memory_order(source.meta["val"])
+    compress.args = (source, compress.args[1], order, _activation(producer), stored)
     compress.target = torch.ops.fxpipe.activate_and_compress.default
     describe(compress, producer, values)
     producer.prepend(compress)
@@ -87,3 +110,5 @@ def _fuse(producer: fx.Node, compress: fx.Node, stored: str) -> None:
         index = plane.args[1]
         assert isinstance(index, int)
         plane.args = (compress, index + 1)
+    if not value.users:
+        value.graph.erase_node(value)

@@ -1,6 +1,6 @@
 """A Triton kernel that computes an activation, writes it, and stores its input or output compressed, in one pass.
 
-Of a value that is kept for backward, this saves reading it once more: of 16-bit values in 4 bits, 4.5 bytes move instead of 6.5.
+Of a value that is kept for backward, this saves reading it once more: 16-bit values in 4 bits move 4.5 bytes instead of 6.5.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
