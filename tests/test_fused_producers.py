@@ -151,7 +151,9 @@ def test_the_operator_is_the_pair(activation, stored, text):
 
 @pytest.mark.parametrize(("activation", "stored"), [("elu", "input"), ("relu", "both")])
 def test_unknown_arguments(activation, stored):
-    message = r"unknown activation 'elu'; known: relu, silu, gelu, gelu_tanh|unknown stored 'both'; known: input, output"
+    message = (
+        r"unknown activation 'elu'; known: relu, silu, gelu, gelu_tanh|unknown stored 'both'; known: input, output"
+    )
     with pytest.raises(ValueError, match=message):
         fxp.activate_and_compress(X, "bfp4b32", [0, 1], activation, stored)
 

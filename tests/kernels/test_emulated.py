@@ -88,3 +88,13 @@ def test_any_size(fmt, numel):
 def test_the_end_of_a_tensor_of_more_than_two_to_the_31_values(fmt, numel):
     before = 3 * 2**31 // launch.TILE
     assert_equal(90, BFPFormat.parse(fmt), classes_in_turn(numel, torch.float16), before=before)
+
+
+@pytest.mark.parametrize("stored", ["input", "output"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_relu_with_its_input_or_output_stored(target, dtype, stored):
+    x, fmt = classes_in_turn(launch.TILE + 817, dtype), BFPFormat.parse("bfp4b32")
+    y, *planes = emulated.activate_and_compress(target, "relu", stored, x, fmt)
+    assert same(y, torch.relu(x))
+    assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
