@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels.inputs import every_class, same
+from kernels.inputs import every_class, near_activation, same
 from kernels.interpreted import multiply_and_add_rounds_once  # noqa: F401  (a fixture for every test)
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
@@ -16,15 +16,6 @@ pytestmark = [
 ]
 
 
-def assert_near(y: torch.Tensor, x: torch.Tensor, activation: str) -> None:
-    """Within two roundings of float32, then one of the dtype, of the activation in float64; the same NaNs."""
-    exact = ACTIVATIONS[activation](x.double())
-    bound = torch.finfo(x.dtype).eps * exact.abs() * 0.51 + 2e-6 * x.double().abs() * exact.isfinite() + 1e-7
-    finite = exact.isfinite() & (exact.abs() < torch.finfo(x.dtype).max)
-    assert bool(((y.double() - exact).abs() <= bound)[finite].all())
-    assert torch.equal(y.isnan(), ACTIVATIONS[activation](x.float()).isnan())
-
-
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -35,7 +26,7 @@ def test_it_writes_the_activation_and_stores_what_it_read_or_wrote(activation, d
     if activation == "relu":
         assert same(y, torch.relu(x))
     else:
-        assert_near(y, x, activation)
+        assert near_activation(y, x, activation)
 
 
 @pytest.mark.parametrize("stored", STORED)
