@@ -1,18 +1,25 @@
 """Activations fused with the storing of their inputs or outputs: the rewrite, the operator, Inductor's code."""
 
 import operator
+from dataclasses import replace
 
 import pytest
 import torch
 from kernels.inputs import every_class, same
+from stages import lowered
 from test_inline_kernels import calls, inlined
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
-from without_gpu import generated, kernel_calls, to_gpu
+from without_gpu import an_h100, generated, kernel_calls, to_gpu
 
 from fxpipe.fused_producers import fuse_producers
+from fxpipe.graph_module import copy_graph_module, returned
 from fxpipe.inline_kernels import with_inlined_kernels
-from fxpipe.printing import operator_name
+from fxpipe.ir.compression import CompressionPlan
+from fxpipe.ir.stage_graphs import Binding, LoweredStages
+from fxpipe.passes.compress import ChooseSavePoints, compress_halves
+from fxpipe.printing import listing, operator_name
+from fxpipe.runtime import stage_runner
 from fxpipe.triton_kernels.fused import ACTIVATIONS
 
 # Inductor's own, on its first import
@@ -175,3 +182,26 @@ def test_what_the_fused_kernel_writes():
     fused(module)
     (call,) = calls(inlined(module))
     assert call.kwargs["tensors_to_clone"] == ["y_ptr", "code32_ptr", "scale_ptr"]
+
+
+def test_a_stage_of_a_plan_on_a_gpu():
+    """The rewrite of stages uses it, its listing shows it, and Inductor inlines it."""
+    program = ChooseSavePoints(format="bfp4b32", min_bytes=0).run(lowered("mlp", 1))
+    (stage,) = program.fact(LoweredStages).stages
+    halves = [copy_graph_module(half.graph_module) for half in (stage.forward, stage.backward)]
+    for half in halves:
+        to_gpu(half.graph)
+    n_outputs = sum(b.kind != "saved" for b in stage.forward.outputs)
+    points = program.fact(CompressionPlan).of_stage(0)
+    compress_halves(*halves, n_outputs, points)
+    nodes = halves[0].graph.find_nodes(op="call_function", target=FUSED)
+    relus = [p.name for p in points if p.operator == "aten.relu.default" and p.decision == "compress"]
+    assert [n.name for n in nodes] == [f"compress_{name}" for name in relus] != []
+    assert "fxpipe.activate_and_compress(" in listing(halves[0].graph)
+    saved = tuple(Binding("saved", n.name) for n in returned(halves[0].graph)[n_outputs:])
+    forward = replace(stage.forward, graph_module=halves[0], outputs=(*stage.forward.outputs[:n_outputs], *saved))
+    with an_h100() as sources:
+        stage_runner.inductor(forward)
+    found = kernel_calls(sources[0])
+    assert sum(call.startswith("fused_kernel") for call in found) == len(relus)
+    assert not any("fxpipe" in call for call in found)
