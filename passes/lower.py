@@ -21,8 +21,8 @@ from fxpipe.splice import Templates, spliced_halves
 class LowerStages(Pass):
     """Traces each stage's forward and backward into one joint graph and cuts it in two.
 
-    ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``default`` saves what
-    eager autograd would. Neither changes a number.
+    ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``min-bytes`` also
+    where that takes another pass over memory, ``default`` saves what eager autograd would. None changes a number.
 
     Before::
 
