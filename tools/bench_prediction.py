@@ -1,4 +1,4 @@
-"""Predicted step times beside measured ones: a profile measured node by node, then stages that run in this process.
+"""Predicted step times beside measured ones: costs measured node by node in the whole model, then stages run in this process.
 
     python tools/bench_prediction.py [--rounds 7] [--cuts 20] [--models gpt,cnn] [--json] [--check]
 
@@ -23,18 +23,14 @@ from unittest import mock
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import fxpipe
-from fxpipe.api import call_arguments, trace_microbatch
+from fxpipe.api import call_arguments
 from fxpipe.demos import demo
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import StagePlan
-from fxpipe.passes.canonicalize import Canonicalize
-from fxpipe.passes.keep_loss import KeepLoss
-from fxpipe.profile import measured_costs
 from fxpipe.runtime.local import LocalPipe
+from fxpipe.stage_costs import costs_as_trained
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt": {"batch": 16, "length": 64, "width": 128, "n_layers": 4, "n_heads": 4},
@@ -55,10 +51,7 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.model, self.inputs = demo(name)(**SIZES[name])
         self.args, self.kwargs = call_arguments(self.inputs)
-        program, microbatches = trace_microbatch(self.model, self.args, self.kwargs, N_MICROBATCHES)
-        module = Canonicalize().run(KeepLoss().run(program)).graph_module
-        tensors = [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
-        self.costs = measured_costs(module, microbatches.split(tensors)[0])
+        self.costs = costs_as_trained(self.model, self.args, self.kwargs, N_MICROBATCHES)
 
     def pipe(self, n_stages: int, costs: CostTable) -> tuple[LocalPipe, list[float]]:
         """The model cut by these costs, and what each stage takes for a microbatch by the measured ones."""
