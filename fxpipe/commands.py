@@ -26,6 +26,7 @@ from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
+from fxpipe.stage_costs import costs_as_trained
 from fxpipe.stage_hints import hints_text, marked, parse_hints
 from fxpipe.trace import trace
 from fxpipe.triton_kernels.format import BFPFormat
@@ -211,8 +212,11 @@ def _costs(arguments: Namespace, options: Options, source: Source) -> CostTable 
     graph_module = _before(default_pipeline(options), CostTable).run(program).graph_module
     if arguments.profile is not None and arguments.profile.exists():
         return load_profile(arguments.profile, graph_module)
-    tensors = [leaf for leaf in tree_leaves((source.args, source.kwargs)) if isinstance(leaf, Tensor)]
-    costs = measured_costs(graph_module, microbatches.split(tensors)[0])
+    if program.signature.loss_index is None:
+        tensors = [leaf for leaf in tree_leaves((source.args, source.kwargs)) if isinstance(leaf, Tensor)]
+        costs = measured_costs(graph_module, microbatches.split(tensors)[0])
+    else:
+        costs = costs_as_trained(*source, options.n_microbatches)
     if arguments.profile is not None:
         save_profile(costs, graph_module, arguments.profile)
     return costs

@@ -30,7 +30,7 @@ from fxpipe.rehearse import restored
 from fxpipe.runtime.stage_runner import BoxedCall, StageRunner, interpreted
 from fxpipe.storages import walk
 
-ROUNDS = 7
+ROUNDS = 8
 WARM_UP_ROUNDS = 2
 
 Seconds = dict[str, float]  # by the name of a call
@@ -41,9 +41,10 @@ def costs_as_trained(
 ) -> CostTable:
     """The cost of every node that ``fxpipe.compile`` cuts between, for one microbatch, its seconds measured.
 
-    The model runs as one stage, as a whole and node by node in turn. The seconds of a node are those of all that forward, and
+    The model runs as one stage, as a whole and then node by node. The seconds of a node are those of all that forward, and
     backward, compute for it: medians over rounds, then the mean over equal calls. Both are scaled, by a factor each, so that
-    their sums are what the stage takes as a whole. Takes the memory of training on one microbatch; the model is left as it was.
+    their sums are what the stage takes as a whole. Takes the memory of training with two microbatches in flight; the model is
+    left as it was.
 
     Raises:
         InputError, TraceError, PartitionError: as ``fxpipe.compile``.
@@ -87,26 +88,22 @@ class _Stage:
 
     def measure(self, *, add_gradients: bool) -> tuple[Seconds, Seconds]:
         """Forward and backward seconds of every call, scaled to those of the stage."""
-        for round_ in range(WARM_UP_ROUNDS + ROUNDS):
-            for runner in (self.whole, self.by_node):
-                if not add_gradients:
-                    self.model.zero_grad()
-                runner.forward(0, (), self.inputs)
-                wait_for_device()
-                runner.backward(0, (self.loss_grad,))
-                wait_for_device()
-            if round_ < WARM_UP_ROUNDS:
-                self._forget()
+        for runner in (self.whole, self.by_node):
+            self._run(runner, add_gradients)
         forward, backward = (graph.by_call() for graph in self.timed)
         return _scaled(forward, self._seconds(Type.F)), _scaled(backward, self._seconds(Type.B))
 
-    def _forget(self) -> None:
-        self.whole.events.clear()
-        for graph in self.timed:
-            graph.seconds.clear()
+    def _run(self, runner: StageRunner, add_gradients: bool) -> None:
+        """As in a pipeline, the next microbatch goes forward before one goes backward."""
+        runner.forward(0, (), self.inputs)
+        for microbatch in range(1, WARM_UP_ROUNDS + ROUNDS):
+            if not add_gradients:
+                self.model.zero_grad()
+            runner.forward(microbatch, (), self.inputs)
+            runner.backward(microbatch - 1, (self.loss_grad,))
 
     def _seconds(self, kind: Type) -> float:
-        events = (e for e in self.whole.events if e.action.computation_type is kind)
+        events = [e for e in self.whole.events if e.action.computation_type is kind][WARM_UP_ROUNDS:]
         return statistics.median(e.end_seconds - e.start_seconds for e in events)
 
 
@@ -144,7 +141,7 @@ class _TimedGraph(fx.Interpreter):
             call = served_call(node) or next(known, None)
             if call is not None:
                 served[node] = call
-                found[call] += statistics.median(seconds)
+                found[call] += statistics.median(seconds[WARM_UP_ROUNDS:])
         return found
 
 
