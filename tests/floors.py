@@ -73,6 +73,7 @@ FLOORS = {
         "triton_kernels/kernels.py",
     ],
     3: [
+        "fxpipe/other_sizes.py",
         "fxpipe/__main__.py",
         "fxpipe/cut_search.py",
         "fxpipe/devices.py",

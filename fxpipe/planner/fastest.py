@@ -29,7 +29,7 @@ from fxpipe.planner.ranges import Ranges, numbers_of_copies
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
-MOST_MOVES = 1 << 12
+MOST_MOVES = 1 << 16
 MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
@@ -95,8 +95,8 @@ class _Fastest:
 
     def _sets(self, pairs: Pairs) -> Placement | None:
         """The placement on any set of devices, where an exact search over it is quick."""
-        n_moves = n_moves_of_sets(self.topology)
-        if n_moves > MOST_MOVES or len(pairs.after) * n_moves * self.layers > MOST_STEPS:
+        n_moves, different = n_moves_of_sets(self.topology)
+        if n_moves > MOST_MOVES or len(pairs.after) * different * self.layers > MOST_STEPS:
             return None
         return all_sets(self.topology, self.model)
 
