@@ -94,7 +94,8 @@ def _show_placed(arguments: Namespace) -> None:
     profile = layer_profile(rules)
     objective = getattr(arguments, "objective", options.objective)
     placed = partition.partition(profile, topology, objective, stage_hints=layer_hints(rules, profile))
-    command.show(arguments, placed)
+    costs = program.fact(CostTable)
+    command.show(arguments, placed, f"{arguments.model}, one microbatch, {costs.source} on {costs.device}")
 
 
 def diff(arguments: Namespace) -> None:
