@@ -17,6 +17,7 @@ from fxpipe.planner.profile import Profile
 from fxpipe.tables import table
 
 MICROBATCH_FACTORS = (0.25, 0.5, 2.0, 4.0)
+MICROBATCH_TEXT = "The time for as much work as one microbatch is now:"
 UNLIMITED = 1e30  # bytes per second
 MOST_SWEPT = 16
 ALIKE = 0.05  # percent
@@ -210,7 +211,7 @@ def explanation(result: Result, node: str = "") -> str:
     parts = [
         f"What limits it\n\n{limit_text(result)}",
         f"What would help\n\n{answers_table(result, what_would_help(result))}",
-        f"Other microbatches\n\nThe time for as much work as one microbatch is now:\n\n{microbatch_table(result, microbatch_sizes(result))}",
+        f"Other microbatches\n\n{MICROBATCH_TEXT}\n\n{microbatch_table(result, microbatch_sizes(result))}",
     ]
     if here:
         what = "Moved" if node else "The nodes beside each cut, moved over it"
