@@ -103,12 +103,14 @@ class _Search:
         self.keys = self._keys()
         self.kept_work: dict[tuple[float, ...], Work] = {}
 
-    def _keys(self) -> list[tuple[float, ...]]:
+    def _keys(self) -> dict[int, tuple[float, ...]]:
         """What the work of a stage depends on, by move."""
-        place = self.placement
-        held = versions(place.taken, place.replicas) if self.limits.memory_bytes is not None else place.replicas
-        own = place.own_link * self.model.serial_links
-        return list(zip(*(x.tolist() for x in (place.replicas, place.all_reduce, held, own)), strict=True))
+        place, moves = self.placement, np.concatenate(self.out_of)
+        replicas = place.replicas[moves]
+        held = versions(place.taken[moves], replicas) if self.limits.memory_bytes is not None else replicas
+        own = place.own_link[moves] * self.model.serial_links
+        of_move = zip(*(x.tolist() for x in (replicas, place.all_reduce[moves], held, own)), strict=True)
+        return dict(zip(moves.tolist(), of_move, strict=True))
 
     def _between(self, sums: Floats | Ints) -> Floats:
         return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
@@ -200,8 +202,13 @@ class _Search:
             return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
         if self.model.serial_links:
             return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
-        links = self.placement.links(moves, known)
-        return np.stack([np.maximum(values, row[:, None] * self.cuts.crossing).min(axis=0) for row in links])
+        links, crossing = self.placement.links(moves, known), self.cuts.crossing
+        at = np.flatnonzero(values.min(axis=0) < inf)
+        values, crossing = values[:, at], crossing[at]
+        rest = np.full((len(moves), self.cuts.n), inf)
+        for row, seconds_per_byte in zip(rest, links, strict=True):
+            row[at] = np.maximum(values, seconds_per_byte[:, None] * crossing).min(axis=0)
+        return rest
 
     def _known(self, state: int, before: dict[int, Floats]) -> Ints:
         """The moves into a state that may be part of a plan."""
