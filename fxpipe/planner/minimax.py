@@ -106,11 +106,10 @@ class _Search:
     def _keys(self) -> dict[int, tuple[float, ...]]:
         """What the work of a stage depends on, by move."""
         place, moves = self.placement, np.concatenate(self.out_of)
-        replicas = place.replicas[moves]
-        held = versions(place.taken[moves], replicas) if self.limits.memory_bytes is not None else replicas
         own = place.own_link[moves] * self.model.serial_links
-        of_move = zip(*(x.tolist() for x in (replicas, place.all_reduce[moves], held, own)), strict=True)
-        return dict(zip(moves.tolist(), of_move, strict=True))
+        costs = place.replicas[moves].tolist(), place.all_reduce[moves].tolist(), own.tolist()
+        held = map(self._held, moves.tolist())
+        return dict(zip(moves.tolist(), zip(*costs, held, strict=True), strict=True))
 
     def _between(self, sums: Floats | Ints) -> Floats:
         return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
