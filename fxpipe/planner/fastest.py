@@ -35,7 +35,6 @@ MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
 GAIN = 2e-3  # what another order must promise before it is searched on a large problem
 MOST_NUMBERED = 1 << 15  # nodes x devices for which other numberings of the devices are tried
-MOST_PAIRS_NUMBERED = 1 << 13  # pairs of cuts x orders
 MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
 
 
@@ -81,8 +80,8 @@ class _Fastest:
                 return self.best
             if sets is not None:
                 return self._over_all_sets(*known, sets)
-            for order in some_orders(self.graph)[: MOST_PAIRS_NUMBERED // len(known[1].after) + 1]:
-                self._along(order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
+            own_order = np.arange(self.graph.n)
+            self._along(own_order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
             return self.best
         orders = some_orders(self.graph)
         for at, order in enumerate(orders):
