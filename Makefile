@@ -45,7 +45,7 @@ bench-quality: $(READY)  ## gradients of whole models, and training, with compre
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_quality.py --check
 
 bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
-	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
+	for bench in planner pipedream prediction; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,6 +96,18 @@ def trace_halves(module: fx.GraphModule, examples: tuple[torch.Tensor, ...], par
     )
 
 
+def mark_calls(graph: fx.Graph) -> None:
+    """Names every node in its own ``custom`` entry, which tracing hands on to all that is computed for it (``served_call``)."""
+    for node in graph.nodes:
+        node.meta["custom"] = {"call": node.name}
+
+
+def served_call(node: fx.Node) -> str | None:
+    """The call of the stage's module for which a node of its forward or backward graph computes; None where none is marked."""
+    found: str | None = node.meta.get("custom", {}).get("call")
+    return found
+
+
 def writes(graph: fx.Graph) -> bool:
     """Whether some operator of the graph writes to what it takes."""
     schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)

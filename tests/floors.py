@@ -73,6 +73,7 @@ FLOORS = {
         "triton_kernels/kernels.py",
     ],
     3: [
+        "fxpipe/other_sizes.py",
         "fxpipe/__main__.py",
         "fxpipe/cut_search.py",
         "fxpipe/devices.py",
@@ -169,7 +170,7 @@ FLOORS = {
     15: ["fxpipe/page.py", "fxpipe/plan_file.py"],
     16: ["fxpipe/plan.py"],
     17: ["fxpipe/api.py", "fxpipe/rehearse.py"],
-    18: ["fxpipe/model_source.py"],
+    18: ["fxpipe/model_source.py", "fxpipe/stage_costs.py"],
     19: ["fxpipe/demo.py", "fxpipe/worker.py"],
     20: ["fxpipe/commands.py"],
     21: ["fxpipe/__init__.py"],
