@@ -48,7 +48,9 @@ SEED = "LDG.E.64"
 NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FULL = 1 << 20  # a size of full tiles
 ALU_BUDGET = 6  # where values are rounded to nearest
-ALU = tuple("LOP3 IADD VIADD IMNMX VIMNMX ISETP SEL SHF PRMT FMNMX FSETP FSEL LEA SGXT PLOP3 I2I HADD2 F2FP".split())
+ALU = tuple(
+    "LOP3 IADD VIADD IMNMX VIMNMX HMNMX2 VHMNMX ISETP SEL SHF PRMT FMNMX FSETP FSEL LEA SGXT PLOP3 I2I HADD2 F2FP".split()
+)
 XU = tuple("MUFU POPC FLO BREV I2F F2I F2F FRND".split())
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 

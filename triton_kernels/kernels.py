@@ -11,8 +11,11 @@ data through shared memory first.
 import triton
 import triton.language as tl
 
-from .memory_tiles import load, load_codes, load_values, store_codes, store_values
+from . import block_tiles
+from .block_tiles import for_groups, store_for_blocks
+from .memory_tiles import load, load_codes, load_values, store_code_rows, store_values
 from .outlier_tiles import put_codes, put_values, take_out
+from .pair_tiles import float_bits
 from .scale_tiles import scales_of
 from .tiles import decode, encode
 
@@ -111,30 +114,22 @@ def _compress_tile(
     """Store the ``rest`` values at x_ptr; FULL: there are BLOCKS * block of them."""
     GROUPS: tl.constexpr = C.block // 8
     N: tl.constexpr = BLOCKS * GROUPS
-    a, b = load_values(x_ptr, rest, N, C.dtype, FULL)
+    a, b = load_values(x_ptr, rest, N, C, FULL)
     if C.outliers > 0:
-        stored, code, entry, own, a, b = take_out(a, b, BLOCKS, C)
-        entry = tl.broadcast_to(entry.expand_dims(1), [BLOCKS, GROUPS])
-        own = tl.reshape(tl.broadcast_to(own.expand_dims(1), [BLOCKS, GROUPS]), [N])
+        stored, code, entry, place, own, a, b = take_out(a, b, C)
     else:
-        stored, code = scales_of(a, b, BLOCKS, C)
-    stored = tl.broadcast_to(stored.expand_dims(1), [BLOCKS, GROUPS])
-    code = tl.broadcast_to(code.expand_dims(1), [BLOCKS, GROUPS])
-    group = tl.max_contiguous(tl.arange(0, N), 1)
+        stored, code = scales_of(a, b, C)
+        if C.dtype != 0:
+            a, b = float_bits(a, C)
+    store_for_blocks(scale_ptr, stored.to(tl.uint8), rest, N, C, FULL)
+    if C.outliers > 0:
+        store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
-    number = (first_group + group).to(tl.uint32) if C.rounding == "sr" else 0
-    low, high = encode(a, b, tl.reshape(code, [N]), seed, number, C)
+    counter = (first_group + block_tiles.numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
+    low, high = encode(a, b, for_groups(code, N, C), seed, counter, C)
     if C.outliers > 0:
-        low, high = put_codes(low, high, tl.reshape(entry, [N]), own, C)
-
-    keep = group // GROUPS * C.block < rest
-    store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
-    group = tl.reshape(group, [BLOCKS, GROUPS])
-    first = group % GROUPS == 0
-    first = first if FULL else first & (group * 8 < rest)
-    tl.store(scale_ptr + group // GROUPS, stored.to(tl.uint8), mask=first)
-    if C.outliers > 0:
-        tl.store(outlier_ptr + group // GROUPS, entry.to(tl.int16), mask=first)
+        low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
+    store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C, FULL)
 
 
 @triton.jit

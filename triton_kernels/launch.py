@@ -22,6 +22,9 @@ TILE = 4096
 """Values that one program handles: 32 a thread."""
 
 N_WARPS = 4
+_REGISTERS = 40
+"""Of a thread at most, on NVIDIA: so few are enough, and the compiler takes more where it may."""
+
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
 
@@ -51,7 +54,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
         x_flat = _aligned(x_flat)
         with on_device(x_flat):
             arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(_on_nvidia()))
     n_codes = len(fmt.group_planes)
     return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
@@ -68,7 +71,7 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
             planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
         with on_device(y):
             arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(_on_nvidia()))
     return y
 
 
@@ -93,13 +96,17 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": N_WARPS})
+    return triton.compile(source, target=target, options=_options(target.backend == "cuda"))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
     c = codec(fmt, dtype, packs=packs)
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+
+
+def _options(on_nvidia: bool) -> dict[str, int]:
+    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS} if on_nvidia else {"num_warps": N_WARPS}
 
 
 def _on_nvidia() -> bool:

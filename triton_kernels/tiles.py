@@ -26,7 +26,7 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles
+from . import codebook_tiles, outlier_tiles
 from .noise_tiles import bytes_of, hashed, philox
 from .scale_tiles import reciprocal, step
 
@@ -78,7 +78,8 @@ def _nearest(bits, inverse, C: tl.constexpr):
         DOUBLE: tl.constexpr = 1 if C.magnitude_bits == 1 else 0
         OFFSET: tl.constexpr = (_ROUND + (1 << C.magnitude_bits)) * (1 + DOUBLE)
         code = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
-        return tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        code = tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        return tl.maximum(code, _ROUND_BITS + 1) if outlier_tiles.in_place(C) else code
 
 
 @triton.jit
@@ -178,7 +179,7 @@ def _excess(C) -> int:
 @triton.constexpr_function
 def _may_clip(C) -> bool:
     """Whether a value may come to -2^M steps."""
-    return C.rounding in ("nearest", "trunc")
+    return C.rounding in ("nearest", "trunc") and not outlier_tiles.in_place(C)
 
 
 @triton.jit
