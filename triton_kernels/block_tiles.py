@@ -1,6 +1,6 @@
 """How the groups of a tile lie in memory, and in blocks, when values are compressed.
 
-A thread holds up to ``_RUN`` groups in a row, so that a block is in as few threads as can be and what is done once a
+A thread holds ``C.run`` groups in a row, so that a block is in as few threads as can be and what is done once a
 block is done seldom. Group m of a tile of N is the group ``numbers(N, C)[m]`` of its memory: the groups that a thread
 holds lie N / run apart in the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with this.
 """
@@ -14,8 +14,8 @@ import triton.language as tl
 
 @triton.constexpr_function
 def run(N, C) -> int:
-    """Groups in a row that one thread holds: 64 bytes of values."""
-    return min(2 if C.dtype == 0 else 4, N)
+    """Groups in a row that one thread holds."""
+    return min(C.run, N)
 
 
 @triton.constexpr_function

@@ -11,6 +11,8 @@ Source: US12277502B2 (codes whose levels are not evenly spaced).
 import triton
 import triton.language as tl
 
+from .pair_tiles import permuted
+
 _PLACE = tl.constexpr(8388608)  # 2^23
 _PLACE_BITS = tl.constexpr(0x4B000000)
 _ROUND = tl.constexpr(12582912)  # 1.5 * 2^23
@@ -72,6 +74,29 @@ def _four(a, b, PAIRED: tl.constexpr):
     else:
         shift = (four & 1) * 16 + (four >> 1) * 8
         return tl.sum(a << shift, axis=1), tl.sum(b << shift, axis=1)
+
+
+@triton.jit
+def by_polynomial(bits, reciprocal, C: tl.constexpr):
+    """Codes [N, 4] (uint32) of float32 bits, without signs, plus what ``tiles`` subtracts from words."""
+    x = bits.to(tl.float32, bitcast=True)
+    TOP: tl.constexpr = len(C.thresholds) if not C.unsigned else len(C.thresholds) - 1
+    if C.unsigned or C.scale_signed:
+        u = tl.fma(tl.fma(x, reciprocal, _ROUND), 1 / 128, (-_ROUND - C.origin) / 128)
+    else:
+        u = tl.fma(tl.fma(tl.abs(x), reciprocal, _PLACE), 1 / 128, (-_PLACE - C.origin) / 128)
+    index = tl.full(u.shape, C.polynomial[-1], tl.float32)
+    for i in tl.static_range(len(C.polynomial) - 2):
+        index = tl.fma(index, u, C.polynomial[len(C.polynomial) - 2 - i])
+    code = tl.fma(index, u, C.polynomial[0] + _ROUND).to(tl.int32, bitcast=True)
+    if C.unsigned:  # 0 for zeros alone
+        code = tl.maximum(tl.minimum(code + (1 - _ROUND_BITS), bits), 0)
+        return tl.minimum(code, TOP + 1).to(tl.uint32, bitcast=True)
+    else:
+        code = tl.minimum(code, _ROUND_BITS + TOP)
+        if C.scale_signed:
+            code = tl.maximum(code, _ROUND_BITS)
+        return code.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -169,3 +194,86 @@ def levels_of(word, index, place_bits, C: tl.constexpr):
         if C.levels[0] == 0:
             value = value + 0.0  # no minus zero
     return value
+
+
+@triton.jit
+def levels_by_table(low, high, C: tl.constexpr):
+    """The levels of a tile (a, b), each [N, 4] (float32), with their signs, from its words [N]: four are one instruction."""
+    front, back = _selectors(low, high, C)
+    front, back = _level_bytes(front, C).expand_dims(1), _level_bytes(back, C).expand_dims(1)
+    four = tl.arange(0, 4).expand_dims(0)
+    low, high = low.expand_dims(1), high.expand_dims(1)
+    if C.dtype == 0:
+        FURTHER: tl.constexpr = 4 if C.width <= 4 else 0
+        return _level(front, four, low, four, C), _level(back, four, high, four + FURTHER, C)
+    else:
+        even = (four & 1) * 2
+        levels = tl.where(four < 2, front, back)
+        word = low if C.width <= 4 else tl.where(four < 2, low, high)
+        field = four * 2 if C.width <= 4 else even
+        return _level(levels, even, word, field, C), _level(levels, even + 1, word, field + 1, C)
+
+
+@triton.jit
+def _level(levels, byte, word, field, C: tl.constexpr):
+    """The float of a byte of ``levels``, with the sign of that field of ``word``."""
+    value = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
+    value -= _PLACE + 128 if C.scale_signed else _PLACE
+    if not C.unsigned and not C.scale_signed:
+        sign = (word << (31 - C.magnitude_bits - field * C.width).to(tl.uint32)) & 0x80000000
+        value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+        if C.levels[0] == 0:
+            value = value + 0.0  # no minus zero
+    return value
+
+
+@triton.jit
+def _selectors(low, high, C: tl.constexpr):
+    """The fields of values 0 to 3, and of 4 to 7, 4 bits apart; of fields of 5 bits without the sign."""
+    if C.width == 5:
+        return _four_of_five(low), _four_of_five(high)
+    else:
+        word = low
+        if C.width < 4:
+            word = _apart(_apart(_apart(word, C.width * 4, 16), C.width * 2, 8), C.width, 4)
+        return word, word >> 16
+
+
+@triton.jit
+def _apart(word, BITS: tl.constexpr, DISTANCE: tl.constexpr):
+    """Pairs of fields of so many bits, side by side, to that distance."""
+    FIRST: tl.constexpr = _every(BITS, 2 * DISTANCE)
+    return (word & FIRST) | ((word & (FIRST << BITS)) << (DISTANCE - BITS))
+
+
+@triton.constexpr_function
+def _every(bits: int, distance: int) -> int:
+    """So many bits set, and again at every multiple of a distance."""
+    return sum(((1 << bits) - 1) << place for place in range(0, 32, distance))
+
+
+@triton.jit
+def _four_of_five(word):
+    return (word & 0xF) | ((word >> 1) & 0xF0) | ((word >> 2) & 0xF00) | ((word >> 3) & 0xF000)
+
+
+@triton.jit
+def _level_bytes(selector, C: tl.constexpr):
+    """Four levels, a byte each."""
+    index = selector & (0x1111 * min(len(C.levels) - 1, 7))
+    first = _looked_up(index, 0, 0, C)
+    if len(C.levels) < 16:
+        return first
+    else:  # the upper levels as what sets them apart from the lower ones
+        upper = (selector >> 3) & 0x1111
+        upper = (upper | (upper << 8)) & 0x00110011
+        upper = (upper | (upper << 4)) & 0x01010101
+        return first ^ (_looked_up(index, 0, 2, C) & (upper * 255))
+
+
+@triton.jit
+def _looked_up(index, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """Of the tables of levels A and A + 1, or if B > 0 of what sets B and B + 1 apart from these."""
+    few = tl.full([1], _table(C, A) ^ (_table(C, B) if B > 0 else 0), tl.int32)
+    more = tl.full([1], _table(C, A + 1) ^ (_table(C, B + 1) if B > 0 else 0), tl.int32)
+    return permuted(few, more, index)

@@ -3,6 +3,7 @@
 import itertools
 from typing import NamedTuple
 
+from .codebook_polynomials import Thresholds, polynomial
 from .format import DTYPES, BFPFormat
 
 ROUNDINGS = ("nearest", "trunc", "hash", "sr")
@@ -33,11 +34,14 @@ class Codec(NamedTuple):
     codebook: bool
     levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
     thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
+    origin: int
+    polynomial: tuple[float, ...]  # of (n - origin)/128, rounds to the index of a level; see ``codebook_polynomials``
     outliers: int
     outlier_threshold: int
     outlier_extra_bits: int
     inexact: bool  # decoded values have more bits than the dtype
     clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
+    run: int  # groups in a row that a thread compresses: 64 bytes of values
     packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
 
 
@@ -67,11 +71,14 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
         thresholds=_thresholds(levels, start, fmt.unsigned),
+        origin=_polynomial(fmt)[0],
+        polynomial=_polynomial(fmt)[1],
         outliers=fmt.outliers,
         outlier_threshold=fmt.outlier_threshold,
         outlier_extra_bits=fmt.outlier_extra_bits,
         inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
         clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
+        run=4 if packs and dtype != "float32" else 2,
         packs=packs,
     )
 
@@ -92,6 +99,16 @@ def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[in
     """The greatest byte n - start that is nearest to each level but the last; positive ones go to no level of zero."""
     edges = [(a + b) // 2 - start for a, b in itertools.pairwise(levels)]
     return (0, *edges[1:]) if unsigned and edges else tuple(edges)
+
+
+def _polynomial(fmt: BFPFormat) -> tuple[int, tuple[float, ...]]:
+    """Its origin and coefficients; none where comparing is as fast, or zeros have no sign."""
+    thresholds = _thresholds(fmt.levels, 0, fmt.unsigned)
+    if len(thresholds) < 3 or (fmt.levels[0] == 0 and not fmt.unsigned):
+        return 0, ()
+    if fmt.signed_levels:
+        return polynomial(Thresholds(thresholds, -128, 128))
+    return polynomial(Thresholds(thresholds[fmt.unsigned :], 0, 256))
 
 
 def _significant_bits(fmt: BFPFormat) -> int:

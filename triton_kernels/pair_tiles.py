@@ -103,6 +103,63 @@ def _magnitude(bits):
 
 
 @triton.constexpr_function
+def _sign_rounds(C, first: int) -> list[tuple[int, int]]:
+    """(selector, mask) until the sign of each field from ``first`` on of a word is in its place.
+
+    The selector takes whole bytes of signs from those of the eight values.
+    """
+    fields = 8 if C.width <= 4 else 4
+    left = [(first + j, C.width * j + C.width - 1) for j in range(fields)]
+    rounds = []
+    while left:
+        selector, mask, later = 0, 0, []
+        for value, bit in left:
+            if mask >> (bit // 8 * 8) & 255:
+                later.append((value, bit))
+            else:
+                selector |= (8 + value) << (bit // 8 * 4)
+                mask |= 1 << bit
+        rounds.append((selector, mask))
+        left = later
+    return rounds
+
+
+@triton.jit
+def signs(pair, C: tl.constexpr):
+    """Words (low, high) [N] (uint32) that have the signs of bfloat16 values at the top of each field; zeros have none."""
+    one = tl.full([1, 1], 0x3F803F80, tl.int32)
+    zero = tl.full([1, 1], 0, tl.int32)
+    pair = tl.inline_asm_elementwise(
+        "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [pair, one, zero], dtype=tl.int32, is_pure=True, pack=1
+    )
+    even, odd = tl.split(tl.reshape(pair, [pair.shape[0], 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    front, back = permuted(first, second, 0x7531), permuted(third, fourth, 0x7531)
+    low = _signs(front, back, 0, C)
+    high = low
+    if C.width > 4:
+        high = _signs(front, back, 4, C)
+    return low, high
+
+
+@triton.jit
+def _signs(front, back, FIRST: tl.constexpr, C: tl.constexpr):
+    word = tl.zeros(front.shape, tl.uint32)
+    for i in tl.static_range(len(_sign_rounds(C, FIRST))):
+        word |= permuted(front, back, _sign_rounds(C, FIRST)[i][0]) & _sign_rounds(C, FIRST)[i][1]
+    return word
+
+
+@triton.jit
+def permuted(a, b, selector):
+    """Bytes of a (0 to 3) and b (4 to 7), as the four nibbles of ``selector`` say; with 8 added, their sign in all bits."""
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, selector], dtype=tl.uint32, is_pure=True, pack=1
+    )
+
+
+@triton.constexpr_function
 def _halvings(n: int) -> int:
     return n.bit_length() - 1
 

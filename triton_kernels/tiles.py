@@ -26,7 +26,7 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles, outlier_tiles
+from . import codebook_tiles, outlier_tiles, pair_tiles
 from .noise_tiles import bytes_of, hashed, philox
 from .scale_tiles import reciprocal, step
 
@@ -173,7 +173,9 @@ def _join(even, odd, WIDTH: tl.constexpr):
 @triton.constexpr_function
 def _excess(C) -> int:
     """What the constants in the codes of a word add up to."""
-    return 0 if C.unsigned or C.codebook or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
+    if C.codebook:
+        return _each_field(0x4B400000, C.width) if C.polynomial and not C.unsigned else 0
+    return 0 if C.unsigned or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
 
 
 @triton.constexpr_function
@@ -185,16 +187,36 @@ def _may_clip(C) -> bool:
 @triton.jit
 def _encode_codebook(a, b, code, C: tl.constexpr):
     inverse = reciprocal(code, 0, C).expand_dims(1)
-    low, high = codebook_tiles.grid(a, b, inverse, C)
-    low_signs, high_signs = low, high
-    if not C.unsigned and not C.scale_signed:
-        low_signs, high_signs = codebook_tiles.signs(a, b, C)
-    low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
-    high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
-    if C.width <= 4:
-        low = low | (high << (4 * C.width))
-        high = low
+    if len(C.polynomial) > 0:
+        SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
+        PAIRS: tl.constexpr = SIGNED and C.packs and C.dtype == 1
+        u, v = codebook_tiles.by_polynomial(a, inverse, C), codebook_tiles.by_polynomial(b, inverse, C)
+        if PAIRS:
+            low_signs, high_signs = pair_tiles.signs(((a >> 16) & 0xFFFF) | b, C)
+            low, high = _pack(u, v, C.width, True)
+            low, high = low + low_signs, high + high_signs
+        else:
+            if SIGNED:
+                u, v = _with_sign(u, a, C), _with_sign(v, b, C)
+            low, high = _pack(u, v, C.width, C.dtype != 0)
+    else:
+        low, high = codebook_tiles.grid(a, b, inverse, C)
+        low_signs, high_signs = low, high
+        if not C.unsigned and not C.scale_signed:
+            low_signs, high_signs = codebook_tiles.signs(a, b, C)
+        low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
+        high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
+        if C.width <= 4:
+            low = low | (high << (4 * C.width))
+            high = low
     return low, high
+
+
+@triton.jit
+def _with_sign(code, bits, C: tl.constexpr):
+    """The codes with the signs of floats above them; zeros have none."""
+    bits = (bits.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+    return code + ((bits >> 31) << C.magnitude_bits)
 
 
 @triton.jit
@@ -247,8 +269,17 @@ def decode(low, high, code, place_bits, C: tl.constexpr):
     ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
     one instruction.
     """
-    WIDTH: tl.constexpr = C.width
     value = step(code, C).expand_dims(1)
+    if C.codebook and C.packs:
+        a, b = codebook_tiles.levels_by_table(low, high, C)
+        return a * value, b * value
+    else:
+        return _decode_fields(low, high, value, place_bits, C)
+
+
+@triton.jit
+def _decode_fields(low, high, value, place_bits, C: tl.constexpr):
+    WIDTH: tl.constexpr = C.width
     if not C.unsigned and not C.codebook:
         low = _offset_codes(low, C)
         high = _offset_codes(high, C)

@@ -224,3 +224,15 @@ for _kind, _to_float in (
     _define(f"abs.{_kind}", "b32", ["b32"], lambda a: a & 0x7FFF7FFF)
     _define(f"max.NaN.{_kind}", "b32", ["b32", "b32"], _of_halves(np.maximum, _to_float))
     _define(f"min.NaN.{_kind}", "b32", ["b32", "b32"], _of_halves(np.minimum, _to_float))
+
+
+def _bfloat_pairs(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in each half of a word. In float64, which may round twice."""
+    result = np.zeros(np.broadcast(a, b, c).shape, np.uint32)
+    for shift in (0, 16):
+        x, y, z = ((value >> shift << 16).astype(np.uint32).view(np.float32).astype(np.float64) for value in (a, b, c))
+        result |= _bfloat((x * y + z).astype(np.float32)).astype(np.uint32) << shift
+    return result
+
+
+_define("fma.rn.bf16x2", "b32", ["b32", "b32", "b32"], _bfloat_pairs)

@@ -35,6 +35,7 @@ EQUIVALENT = {
     "of a group's number only that of its block is used": r"or\S+ %r, %r, (128|256|384) -> \S+ %r, %r, (129|257|385)",
     "the next thread of a block holds the same exponent": r"setp\.(eq|ne)\S+ %p, %r, 0 -> setp\.\1\S+ %p, %r, 1",
     "the other thread of two does": r"bfp\db16\S* \S+ compress: @%p (st\.global\.b8 .*) -> @!%p \1",
+    "no bfloat16 is the greatest float32": r"bfloat16 compress: setp.gt.u32 %p, %r, 2139095039 -> setp.ge.*",
     "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned\S* .*0fBF000000 -> .*0fBEFFFFFF",
     "of the later values of a word no bit of a negative float of 16 bits lies in it; float32 is held to this": (
         r"unsigned\S* b?float16 compress: min\.relu\.s32 (.*) -> min\.s32 \1"
