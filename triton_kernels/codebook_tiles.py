@@ -197,30 +197,38 @@ def levels_of(word, index, place_bits, C: tl.constexpr):
 
 
 @triton.jit
-def levels_by_table(low, high, C: tl.constexpr):
-    """The levels of a tile (a, b), each [N, 4] (float32), with their signs, from its words [N]: four are one instruction."""
-    front, back = _selectors(low, high, C)
+def values_by_table(low, high, step, C: tl.constexpr):
+    """A tile of floats (a, b), each [N, 4], from its words [N], with ``step`` [N, 1]: four levels are one instruction."""
+    if C.width == 5:
+        front, back = _four_of_five(low), _four_of_five(high)
+    else:
+        low = _four_bits_apart(low, C)
+        front, back, high = low, low >> 16, low
     front, back = _level_bytes(front, C).expand_dims(1), _level_bytes(back, C).expand_dims(1)
     four = tl.arange(0, 4).expand_dims(0)
     low, high = low.expand_dims(1), high.expand_dims(1)
     if C.dtype == 0:
         FURTHER: tl.constexpr = 4 if C.width <= 4 else 0
-        return _level(front, four, low, four, C), _level(back, four, high, four + FURTHER, C)
+        return _value(front, four, low, four, step, C), _value(back, four, high, four + FURTHER, step, C)
     else:
         even = (four & 1) * 2
         levels = tl.where(four < 2, front, back)
         word = low if C.width <= 4 else tl.where(four < 2, low, high)
         field = four * 2 if C.width <= 4 else even
-        return _level(levels, even, word, field, C), _level(levels, even + 1, word, field + 1, C)
+        return _value(levels, even, word, field, step, C), _value(levels, even + 1, word, field + 1, step, C)
 
 
 @triton.jit
-def _level(levels, byte, word, field, C: tl.constexpr):
-    """The float of a byte of ``levels``, with the sign of that field of ``word``."""
-    value = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
-    value -= _PLACE + 128 if C.scale_signed else _PLACE
+def _value(levels, byte, word, field, step, C: tl.constexpr):
+    """A byte of ``levels``, times a step, with the sign of that field of ``word``, whose fields are 4 or 5 bits apart."""
+    level = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
+    ZERO: tl.constexpr = _PLACE + 128 if C.scale_signed else _PLACE
+    if C.scale_base > 0:
+        value = tl.fma(level, step, step * -ZERO)  # exact, as is the difference below
+    else:  # which does not overflow
+        value = (level - ZERO) * step
     if not C.unsigned and not C.scale_signed:
-        sign = (word << (31 - C.magnitude_bits - field * C.width).to(tl.uint32)) & 0x80000000
+        sign = (word << (31 - C.magnitude_bits - field * max(C.width, 4)).to(tl.uint32)) & 0x80000000
         value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
         if C.levels[0] == 0:
             value = value + 0.0  # no minus zero
@@ -228,15 +236,11 @@ def _level(levels, byte, word, field, C: tl.constexpr):
 
 
 @triton.jit
-def _selectors(low, high, C: tl.constexpr):
-    """The fields of values 0 to 3, and of 4 to 7, 4 bits apart; of fields of 5 bits without the sign."""
-    if C.width == 5:
-        return _four_of_five(low), _four_of_five(high)
-    else:
-        word = low
-        if C.width < 4:
-            word = _apart(_apart(_apart(word, C.width * 4, 16), C.width * 2, 8), C.width, 4)
-        return word, word >> 16
+def _four_bits_apart(word, C: tl.constexpr):
+    """Eight fields of up to 4 bits."""
+    if C.width < 4:
+        word = _apart(_apart(_apart(word, C.width * 4, 16), C.width * 2, 8), C.width, 4)
+    return word
 
 
 @triton.jit
@@ -254,6 +258,7 @@ def _every(bits: int, distance: int) -> int:
 
 @triton.jit
 def _four_of_five(word):
+    """The indices of four fields of 5 bits, without the sign above them, 4 bits apart."""
     return (word & 0xF) | ((word >> 1) & 0xF0) | ((word >> 2) & 0xF00) | ((word >> 3) & 0xF000)
 
 

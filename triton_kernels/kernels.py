@@ -13,8 +13,8 @@ import triton.language as tl
 
 from . import block_tiles
 from .block_tiles import for_groups, store_for_blocks
-from .memory_tiles import load, load_codes, load_values, store_code_rows, store_values
-from .outlier_tiles import put_codes, put_values, take_out
+from .memory_tiles import load, load_codes, load_values, pairs, store_code_rows, store_values
+from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_out
 from .pair_tiles import float_bits
 from .scale_tiles import scales_of
 from .tiles import decode, encode
@@ -154,7 +154,14 @@ def _decompress_tile(
     low, high = load_codes(code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     code = load(scale_ptr + group // GROUPS, keep, FULL).to(tl.int32)
     a, b = decode(low, high, code, place_bits, C)
+    nan = code.expand_dims(1) == C.scale_nan
+    if C.dtype != 0:
+        a = pairs(a, b, nan, C)
     if C.outliers > 0:
         entry = load(outlier_ptr + group // GROUPS, keep, FULL).to(tl.int32)
-        a, b = put_values(a, b, low, high, entry, code, C)
-    store_values(y_ptr, a, b, code.expand_dims(1) == C.scale_nan, rest, N, C, FULL)
+        index, outlier = outliers_of(low, high, entry, code, C)
+        if C.dtype == 0:
+            a, b = put_values(a, b, index, outlier, C)
+        else:
+            a = put_pairs(a, index, pairs(outlier, outlier, nan, C), C)
+    store_values(y_ptr, a, b, rest, N, C, FULL)

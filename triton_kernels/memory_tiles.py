@@ -45,21 +45,27 @@ def load_values(x_ptr, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexp
 
 
 @triton.jit
-def store_values(y_ptr, a, b, nan, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
-    """Write the tile of floats (a, b) as the ``rest`` values at y_ptr. ``nan`` [N, 1]: which groups' blocks are NaN."""
+def pairs(a, b, nan, C: tl.constexpr):
+    """Pairs of 16-bit values (uint32) of the floats (a, b). ``nan`` [N, 1]: which groups' blocks are NaN."""
+    if C.dtype == 2:
+        return _halves(a, b, C)
+    else:
+        return _bfloats(a, b, nan, C)
+
+
+@triton.jit
+def store_values(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
+    """Write the tile as the ``rest`` values at y_ptr: of float32 a and b, else the pairs a."""
     if C.dtype == 0:
         index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
         store(y_ptr + index, a, index < rest, FULL)
         store(y_ptr + index + 4, b, index + 4 < rest, FULL)
+    elif FULL:
+        tl.store(y_ptr.to(_INT32) + tl.arange(0, N * 4), tl.reshape(a, [N * 4]).to(tl.int32, bitcast=True))
     else:
-        pair = _halves(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C)
-        if FULL:
-            pair = tl.reshape(pair, [N * 4]).to(tl.int32, bitcast=True)
-            tl.store(y_ptr.to(_INT32) + tl.arange(0, N * 4), pair)
-        else:
-            value = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
-            index = tl.arange(0, N * 8)
-            tl.store(y_ptr.to(_INT16) + index, tl.reshape(value, [N * 8]), mask=index < rest)
+        value = tl.join(a.to(tl.int16), (a >> 16).to(tl.int16))
+        index = tl.arange(0, N * 8)
+        tl.store(y_ptr.to(_INT16) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit

@@ -150,8 +150,11 @@ def _put(word, place, number, own, FIELDS: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def put_values(a, b, low, high, entry, code, C: tl.constexpr):
-    """The decoded tile (a, b) with the outliers put in; ``entry`` and the scale's ``code`` [N] are of each group's block."""
+def outliers_of(low, high, entry, code, C: tl.constexpr):
+    """The places [N, 1] of outliers in their blocks, -1 for none, and the outliers [N, 1] (float32), from a tile's words.
+
+    ``entry`` and the scale's ``code`` [N] are of each group's block.
+    """
     X: tl.constexpr = C.outlier_extra_bits
     entry = entry & 0xFFFF
     index = entry & (C.block - 1)
@@ -164,6 +167,26 @@ def put_values(a, b, low, high, entry, code, C: tl.constexpr):
     if not C.unsigned:
         bits = bits ^ (((own >> C.magnitude_bits) & 1) << 31)
     value = bits.to(tl.float32, bitcast=True).expand_dims(1)
-    index = tl.where(entry >> 12 > 0, index, -1).expand_dims(1)
-    place_a, place_b = _places(tl.arange(0, a.shape[0]), C)
-    return tl.where(place_a == index, value, a), tl.where(place_b == index, value, b)
+    return tl.where(entry >> 12 > 0, index, -1).expand_dims(1), value
+
+
+@triton.jit
+def put_values(a, b, index, value, C: tl.constexpr):
+    """The decoded tile (a, b) with the outliers put in."""
+    four = tl.arange(0, 4).expand_dims(0)
+    inside = _inside(index, C)
+    return tl.where(inside == four, value, a), tl.where(inside == four + 4, value, b)
+
+
+@triton.jit
+def put_pairs(pair, index, outlier, C: tl.constexpr):
+    """The same of pairs of 16-bit values; ``outlier`` [N, 1] has the outlier in both halves."""
+    inside = _inside(index, C)
+    own = tl.where((inside & 1) != 0, 0xFFFF0000, 0x0000FFFF).to(tl.uint32)
+    return tl.where(inside >> 1 == tl.arange(0, 4).expand_dims(0), (pair & ~own) | (outlier & own), pair)
+
+
+@triton.jit
+def _inside(index, C: tl.constexpr):
+    """The places in groups [N, 1] from those in blocks; below 0 or above 7 in other groups."""
+    return index - (tl.arange(0, index.shape[0]) % (C.block // 8) * 8).expand_dims(1)

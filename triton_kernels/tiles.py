@@ -269,12 +269,10 @@ def decode(low, high, code, place_bits, C: tl.constexpr):
     ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
     one instruction.
     """
-    value = step(code, C).expand_dims(1)
     if C.codebook and C.packs:
-        a, b = codebook_tiles.levels_by_table(low, high, C)
-        return a * value, b * value
+        return codebook_tiles.values_by_table(low, high, step(code, C).expand_dims(1), C)
     else:
-        return _decode_fields(low, high, value, place_bits, C)
+        return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, C)
 
 
 @triton.jit
