@@ -173,16 +173,16 @@ def squeeze(word, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def levels_of(word, index, place_bits, C: tl.constexpr):
+def levels_of(word, index, place_bits, level_ptr, C: tl.constexpr):
     """The levels [N, 4] (float32), with their signs, of the fields ``index`` [1, 4] of ``word``."""
     up = 3 - index * C.width  # a field from bit 3 on counts eights, the bits of a byte
     field = tl.where(up > 0, word << tl.maximum(up, 0), word >> tl.maximum(-up, 0))
-    table = tl.full(field.shape, _table(C, 0), tl.int32)
+    table = tl.broadcast_to(_levels(0, level_ptr, C), field.shape)
     if len(C.levels) == 8:
-        table = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        table = tl.where(field & 32 != 0, _levels(1, level_ptr, C), table)
     elif len(C.levels) == 16:
-        upper = tl.where(field & 32 != 0, _table(C, 3), _table(C, 2))
-        lower = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        upper = tl.where(field & 32 != 0, _levels(3, level_ptr, C), _levels(2, level_ptr, C))
+        lower = tl.where(field & 32 != 0, _levels(1, level_ptr, C), table)
         table = tl.where(field & 64 != 0, upper, lower)
     level = table.to(tl.uint32, bitcast=True) >> (field & (8 * min(len(C.levels) - 1, 3)))
     if C.scale_signed:
@@ -191,20 +191,32 @@ def levels_of(word, index, place_bits, C: tl.constexpr):
     if not C.unsigned:
         sign = (field << (28 - C.magnitude_bits)) & 0x80000000
         value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-        if C.levels[0] == 0:
+        if C.levels[0] == 0 or C.learned:
             value = value + 0.0  # no minus zero
     return value
 
 
 @triton.jit
-def values_by_table(low, high, step, C: tl.constexpr):
+def _levels(place, level_ptr, C: tl.constexpr):
+    """Four levels, a byte each, those with their signs plus 128: of the format, or (int8) from memory."""
+    if not C.learned:
+        return tl.full([1, 1], _table(C, place), tl.int32)
+    if len(C.levels) == 2:
+        word = tl.load(level_ptr.to(tl.pointer_type(tl.int16))).to(tl.int32)
+    else:
+        word = tl.load(level_ptr.to(tl.pointer_type(tl.int32)) + place)
+    return tl.full([1, 1], 0x80808080 if C.scale_signed else 0, tl.uint32).to(tl.int32, bitcast=True) ^ word
+
+
+@triton.jit
+def values_by_table(low, high, step, level_ptr, C: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words [N], with ``step`` [N, 1]: four levels are one instruction."""
     if C.width == 5:
         front, back = _four_of_five(low), _four_of_five(high)
     else:
         low = _four_bits_apart(low, C)
         front, back, high = low, low >> 16, low
-    front, back = _level_bytes(front, C).expand_dims(1), _level_bytes(back, C).expand_dims(1)
+    front, back = _level_bytes(front.expand_dims(1), level_ptr, C), _level_bytes(back.expand_dims(1), level_ptr, C)
     four = tl.arange(0, 4).expand_dims(0)
     low, high = low.expand_dims(1), high.expand_dims(1)
     if C.dtype == 0:
@@ -223,16 +235,21 @@ def _value(levels, byte, word, field, step, C: tl.constexpr):
     """A byte of ``levels``, times a step, with the sign of that field of ``word``, whose fields are 4 or 5 bits apart."""
     level = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
     ZERO: tl.constexpr = _PLACE + 128 if C.scale_signed else _PLACE
-    if C.scale_base > 0:
-        value = tl.fma(level, step, step * -ZERO)  # exact, as is the difference below
-    else:  # which does not overflow
-        value = (level - ZERO) * step
-    if not C.unsigned and not C.scale_signed:
+    SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
+    sign = word << 0
+    if SIGNED:
         sign = (word << (31 - C.magnitude_bits - field * max(C.width, 4)).to(tl.uint32)) & 0x80000000
-        value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-        if C.levels[0] == 0:
-            value = value + 0.0  # no minus zero
-    return value
+    if C.learned or (SIGNED and C.levels[0] == 0):  # level 0 has no sign
+        level -= ZERO
+        if SIGNED:
+            level = (level.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) + 0.0
+        return level * step
+    else:
+        # Exact both ways, but that products with e8 may overflow.
+        value = tl.fma(level, step, step * -ZERO) if C.scale_base > 0 else (level - ZERO) * step
+        if SIGNED:
+            value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+        return value
 
 
 @triton.jit
@@ -263,22 +280,16 @@ def _four_of_five(word):
 
 
 @triton.jit
-def _level_bytes(selector, C: tl.constexpr):
+def _level_bytes(selector, level_ptr, C: tl.constexpr):
     """Four levels, a byte each."""
     index = selector & (0x1111 * min(len(C.levels) - 1, 7))
-    first = _looked_up(index, 0, 0, C)
-    if len(C.levels) < 16:
-        return first
-    else:  # the upper levels as what sets them apart from the lower ones
+    few = _levels(0, level_ptr, C)
+    more = few if len(C.levels) <= 4 else _levels(1, level_ptr, C)
+    levels = permuted(few, more, index)
+    if len(C.levels) == 16:  # the upper levels as what sets them apart from the lower ones
         upper = (selector >> 3) & 0x1111
         upper = (upper | (upper << 8)) & 0x00110011
         upper = (upper | (upper << 4)) & 0x01010101
-        return first ^ (_looked_up(index, 0, 2, C) & (upper * 255))
-
-
-@triton.jit
-def _looked_up(index, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """Of the tables of levels A and A + 1, or if B > 0 of what sets B and B + 1 apart from these."""
-    few = tl.full([1], _table(C, A) ^ (_table(C, B) if B > 0 else 0), tl.int32)
-    more = tl.full([1], _table(C, A + 1) ^ (_table(C, B + 1) if B > 0 else 0), tl.int32)
-    return permuted(few, more, index)
+        apart = permuted(few ^ _levels(2, level_ptr, C), more ^ _levels(3, level_ptr, C), index)
+        levels ^= apart & (upper * 255)
+    return levels

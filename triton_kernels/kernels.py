@@ -28,6 +28,7 @@ def compress_kernel(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     seed_ptr,
     numel,
     C: tl.constexpr,
@@ -35,6 +36,8 @@ def compress_kernel(
     EVEN: tl.constexpr,
 ):
     """Program i stores x[i * BLOCKS * block : (i + 1) * BLOCKS * block], of x [numel], in the format C.
+
+    The levels at level_ptr are read, not written.
 
     EVEN: numel is a multiple of BLOCKS * block. scale_ptr: a uint8 a block, scales of fewer bits not packed. Pointers to
     planes that the format does not have, and to a seed (int64) that it does not need, are not used; x_ptr is aligned to
@@ -51,11 +54,35 @@ def compress_kernel(
     outlier_ptr += block
     if EVEN or rest == BLOCKS * C.block:
         _compress_tile(
-            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, True
+            x_ptr,
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            seed_ptr,
+            group,
+            rest,
+            C,
+            BLOCKS,
+            True,
         )
     else:
         _compress_tile(
-            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, False
+            x_ptr,
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            seed_ptr,
+            group,
+            rest,
+            C,
+            BLOCKS,
+            False,
         )
 
 
@@ -66,7 +93,9 @@ def decompress_kernel(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     y_ptr,
+    seed_ptr,
     numel,
     place_bits,
     C: tl.constexpr,
@@ -88,11 +117,37 @@ def decompress_kernel(
     y_ptr += block * C.block
     if EVEN or rest == BLOCKS * C.block:
         _decompress_tile(
-            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, True
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            y_ptr,
+            seed_ptr,
+            group,
+            rest,
+            place_bits,
+            C,
+            BLOCKS,
+            True,
         )
     else:
         _decompress_tile(
-            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, False
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            y_ptr,
+            seed_ptr,
+            group,
+            rest,
+            place_bits,
+            C,
+            BLOCKS,
+            False,
         )
 
 
@@ -104,6 +159,7 @@ def _compress_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     seed_ptr,
     first_group,
     rest,
@@ -126,7 +182,7 @@ def _compress_tile(
         store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
     counter = (first_group + block_tiles.numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
-    low, high = encode(a, b, for_groups(code, N, C), seed, counter, C)
+    low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
     if C.outliers > 0:
         low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
     store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C, FULL)
@@ -139,7 +195,10 @@ def _decompress_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     y_ptr,
+    seed_ptr,
+    first_group,
     rest,
     place_bits,
     C: tl.constexpr,
@@ -153,7 +212,9 @@ def _decompress_tile(
     keep = group // GROUPS * C.block < rest
     low, high = load_codes(code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     code = load(scale_ptr + group // GROUPS, keep, FULL).to(tl.int32)
-    a, b = decode(low, high, code, place_bits, C)
+    seed = tl.load(seed_ptr) if C.dither != "" else 0
+    counter = (first_group + group).to(tl.uint32) if C.dither != "" else 0
+    a, b = decode(low, high, code, place_bits, seed, counter, level_ptr, C)
     nan = code.expand_dims(1) == C.scale_nan
     if C.dtype != 0:
         a = pairs(a, b, nan, C)

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from . import packing
+from . import learned, packing
 from .codec import codec
 from .format import GROUP, BFPFormat, Plane
 from .kernels import compress_kernel, decompress_kernel
@@ -37,6 +37,7 @@ _PLANE_POINTERS = {
     "code8_ptr": "*u8",
     "scale_ptr": "*u8",
     "outlier_ptr": "*i16",
+    "level_ptr": "*u8",
 }
 _ALIGNMENT = 16
 """Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
@@ -50,17 +51,27 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     numel = x_flat.numel()
     constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
     planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    if fmt.codebook == "learned":
+        levels = [level & 255 for level in learned.levels_of(x_flat, fmt)]
+        planes[-1] = torch.tensor(levels, dtype=torch.uint8, device=x_flat.device)
     if numel > 0:
         x_flat = _aligned(x_flat)
         with on_device(x_flat):
             arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(_on_nvidia()))
+            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _on_nvidia()))
     n_codes = len(fmt.group_planes)
     return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
 
-def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
-    """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
+def decompress(
+    planes: Sequence[Tensor],
+    fmt: BFPFormat,
+    numel: int,
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
+    tile: int = TILE,
+) -> Tensor:
+    """The values [numel] of ``dtype`` that ``planes``, contiguous, store. ``seed``: as above, for formats with ``+dither``."""
     constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if numel > 0:
@@ -68,10 +79,10 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
         with on_device(y):
-            arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(_on_nvidia()))
+            arguments = (*_arguments(planes, fmt), y, planes[-1] if seed is None else seed, numel, PLACE_BITS)
+            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _on_nvidia()))
     return y
 
 
@@ -96,7 +107,7 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=_options(target.backend == "cuda"))
+    return triton.compile(source, target=target, options=_options(fmt, target.backend == "cuda"))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -105,8 +116,10 @@ def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
 
 
-def _options(on_nvidia: bool) -> dict[str, int]:
-    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS} if on_nvidia else {"num_warps": N_WARPS}
+def _options(fmt: BFPFormat, on_nvidia: bool) -> dict[str, int]:
+    """How to compile. What is done value by value with codebooks takes the registers that it wants."""
+    free = fmt.codebook == "learned" or (fmt.codebook and fmt.dither)
+    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS} if on_nvidia and not free else {"num_warps": N_WARPS}
 
 
 def _on_nvidia() -> bool:
@@ -117,7 +130,16 @@ def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
     n_codes = len(fmt.group_planes)
     planes = fmt.planes(numel)
-    return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
+    return [
+        *planes[:n_codes],
+        Plane("scale", "uint8", fmt.n_blocks(numel), 1),
+        *planes[len(planes) - _n_ancillary(fmt) :],
+    ]
+
+
+def _n_ancillary(fmt: BFPFormat) -> int:
+    """Planes behind the scales."""
+    return (fmt.outliers > 0) + (fmt.codebook == "learned")
 
 
 def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:

@@ -26,7 +26,7 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles, outlier_tiles, pair_tiles
+from . import codebook_tiles, field_tiles, outlier_tiles, pair_tiles
 from .noise_tiles import bytes_of, hashed, philox
 from .scale_tiles import reciprocal, step
 
@@ -43,13 +43,18 @@ def _each_field(value: int, width: int) -> int:
 
 
 @triton.jit
-def encode(a, b, code, seed, group, C: tl.constexpr):
+def encode(a, b, code, seed, group, level_ptr, C: tl.constexpr):
     """Words (low, high) that hold the codes of a tile, under the scale's ``code`` [N] of each group's block.
 
-    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``.
+    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``,
+    the levels (uint8) at ``level_ptr`` for learned codebooks.
     """
     PAIRED: tl.constexpr = C.dtype != 0
-    if C.codebook:
+    if C.learned:
+        inverse = reciprocal(code, 0, C).expand_dims(1)
+        u = field_tiles.codes_of_learned(a, inverse, level_ptr, C)
+        low, high = _pack(u, field_tiles.codes_of_learned(b, inverse, level_ptr, C), C.width, PAIRED)
+    elif C.codebook:
         low, high = _encode_codebook(a, b, code, C)
     elif C.rounding == "nearest":
         # One bit of magnitude at the greatest e8 has a reciprocal that is no normal float: all is doubled.
@@ -263,20 +268,22 @@ def _finish(word, finite, C: tl.constexpr):
 
 
 @triton.jit
-def decode(low, high, code, place_bits, C: tl.constexpr):
+def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words and the scale's ``code`` [N] (int32) of each group's block.
 
     ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
-    one instruction.
+    one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
-    if C.codebook and C.packs:
-        return codebook_tiles.values_by_table(low, high, step(code, C).expand_dims(1), C)
+    if C.dither != "":
+        return field_tiles.values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+    elif C.codebook and C.packs:
+        return codebook_tiles.values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
     else:
-        return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, C)
+        return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, level_ptr, C)
 
 
 @triton.jit
-def _decode_fields(low, high, value, place_bits, C: tl.constexpr):
+def _decode_fields(low, high, value, place_bits, level_ptr, C: tl.constexpr):
     WIDTH: tl.constexpr = C.width
     if not C.unsigned and not C.codebook:
         low = _offset_codes(low, C)
@@ -287,10 +294,14 @@ def _decode_fields(low, high, value, place_bits, C: tl.constexpr):
     if C.dtype != 0:
         word = low if WIDTH <= 4 else tl.where(four < 2, low, high)
         index = four * 2 if WIDTH <= 4 else (four & 1) * 2
-        return _floats(word, index, value, place_bits, C), _floats(word, index + 1, value, place_bits, C)
+        return _floats(word, index, value, place_bits, level_ptr, C), _floats(
+            word, index + 1, value, place_bits, level_ptr, C
+        )
     else:
         FURTHER: tl.constexpr = 4 if WIDTH <= 4 else 0
-        return _floats(low, four, value, place_bits, C), _floats(high, four + FURTHER, value, place_bits, C)
+        return _floats(low, four, value, place_bits, level_ptr, C), _floats(
+            high, four + FURTHER, value, place_bits, level_ptr, C
+        )
 
 
 @triton.jit
@@ -306,10 +317,10 @@ def _offset_codes(word, C: tl.constexpr):
 
 
 @triton.jit
-def _floats(word, index, value, place_bits, C: tl.constexpr):
+def _floats(word, index, value, place_bits, level_ptr, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return codebook_tiles.levels_of(word, index, place_bits, C) * value
+        return codebook_tiles.levels_of(word, index, place_bits, level_ptr, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 

@@ -39,8 +39,8 @@ def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: in
     assert all(map(same, launch.compress(x, fmt, SEED, tile), expected))
     for planes in (expected, any_codes(expected, fmt, torch.Generator().manual_seed(fmt.width))):
         assert same(
-            launch.decompress(planes, fmt, x.numel(), decoded, tile),
-            reference.decompress(planes, fmt, x.numel(), decoded),
+            launch.decompress(planes, fmt, x.numel(), decoded, SEED, tile),
+            reference.decompress(planes, fmt, x.numel(), decoded, SEED),
         )
 
 
@@ -102,7 +102,7 @@ def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     assert all(guarded(plane, guard, 85) for plane in planes)
 
     y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
-    launch.decompress_kernel[grid](*launch._arguments(planes, fmt), y, n, launch.PLACE_BITS, **constants)
+    launch.decompress_kernel[grid](*launch._arguments(planes, fmt), y, SEED, n, launch.PLACE_BITS, **constants)
     assert same(y, reference.decompress(expected, fmt, n, dtype))
     assert guarded(y, guard, 85.0)
 

@@ -236,3 +236,5 @@ def _bfloat_pairs(a: Array, b: Array, c: Array) -> Array:
 
 
 _define("fma.rn.bf16x2", "b32", ["b32", "b32", "b32"], _bfloat_pairs)
+_define("popc.b32", "u32", ["b32"], lambda a: np.unpackbits(a[..., None].view(np.uint8), axis=-1).sum(-1, np.uint32))
+_define("add.s16x2", "b32", ["b32", "b32"], lambda a, b: ((a & 0xFFFF) + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16))
