@@ -5,7 +5,7 @@
 Compiles each kernel ahead of time and counts the machine code. Nothing is measured: the pipes' rates, compute over
 memory and the share of peak are a model (``Device``). With ``--check`` it exits with 1 where a kernel misses its budget
 on sm_90; on any target, where it spills or uses shared memory or a barrier; on any of NVIDIA, where values go by less
-than 128 bits or it takes more than 40 registers.
+than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` have no budget for counts.
 
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a

@@ -245,8 +245,7 @@ def _value(levels, byte, word, field, step, C: tl.constexpr):
             level = (level.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) + 0.0
         return level * step
     else:
-        # Exact both ways, but that products with e8 may overflow.
-        value = tl.fma(level, step, step * -ZERO) if C.scale_base > 0 else (level - ZERO) * step
+        value = (level - ZERO) * step
         if SIGNED:
             value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
         return value

@@ -183,7 +183,7 @@ def put_pairs(pair, index, outlier, C: tl.constexpr):
     """The same of pairs of 16-bit values; ``outlier`` [N, 1] has the outlier in both halves."""
     inside = _inside(index, C)
     own = tl.where((inside & 1) != 0, 0xFFFF0000, 0x0000FFFF).to(tl.uint32)
-    return tl.where(inside >> 1 == tl.arange(0, 4).expand_dims(0), (pair & ~own) | (outlier & own), pair)
+    return tl.where(inside >> 1 == tl.arange(0, 4).expand_dims(0), (pair & (own ^ 0xFFFFFFFF)) | (outlier & own), pair)
 
 
 @triton.jit
