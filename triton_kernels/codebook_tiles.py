@@ -11,7 +11,7 @@ Source: US12277502B2 (codes whose levels are not evenly spaced).
 import triton
 import triton.language as tl
 
-from .pair_tiles import permuted
+from .pair_tiles import magnitude, permuted
 
 _PLACE = tl.constexpr(8388608)  # 2^23
 _PLACE_BITS = tl.constexpr(0x4B000000)
@@ -53,7 +53,7 @@ def _grid(bits, reciprocal, C: tl.constexpr):
         n = tl.maximum(tl.minimum(tl.maximum(n, 1), bits), 0)  # as in ``tiles``: zero for zeros alone
         return tl.minimum(n, 255).to(tl.uint32, bitcast=True)
     else:
-        n = tl.fma(tl.abs(x), reciprocal, _PLACE).to(tl.uint32, bitcast=True)
+        n = tl.fma(magnitude(bits) if C.packs else tl.abs(x), reciprocal, _PLACE).to(tl.uint32, bitcast=True)
         return tl.minimum(n, _PLACE_BITS + 255)
 
 
@@ -84,7 +84,8 @@ def by_polynomial(bits, reciprocal, C: tl.constexpr):
     if C.unsigned or C.scale_signed:
         u = tl.fma(tl.fma(x, reciprocal, _ROUND), 1 / 128, (-_ROUND - C.origin) / 128)
     else:
-        u = tl.fma(tl.fma(tl.abs(x), reciprocal, _PLACE), 1 / 128, (-_PLACE - C.origin) / 128)
+        x = magnitude(bits) if C.packs and C.width < 5 else tl.abs(x)  # wider ones would not fit into the registers
+        u = tl.fma(tl.fma(x, reciprocal, _PLACE), 1 / 128, (-_PLACE - C.origin) / 128)
     index = tl.full(u.shape, C.polynomial[-1], tl.float32)
     for i in tl.static_range(len(C.polynomial) - 2):
         index = tl.fma(index, u, C.polynomial[len(C.polynomial) - 2 - i])

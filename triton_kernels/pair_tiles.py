@@ -79,7 +79,7 @@ def two_largest(pair, C: tl.constexpr):
     LAST: tl.constexpr = 2 * word.shape[1] - 1
     place = tl.arange(0, word.shape[1]).expand_dims(0).expand_dims(2).expand_dims(3) * 2
     even, odd = float_bits(word, C)
-    key = tl.maximum(_magnitude(even + (LAST - place)), _magnitude(odd + (LAST - 1 - place)))
+    key = tl.maximum(magnitude(even + (LAST - place)), magnitude(odd + (LAST - 1 - place)))
     key = tl.max(key, axis=1).expand_dims(1).to(tl.int32, bitcast=True)
     key += (-tl.arange(0, key.shape[3]) + (key.shape[3] - 1)) * (LAST + 1)
 
@@ -97,8 +97,8 @@ def _two_of_four(a, b, c, d):
 
 
 @triton.jit
-def _magnitude(bits):
-    """|x| that is part of the instruction which takes it: ``tl.abs`` of known bits becomes one of its own."""
+def magnitude(bits):
+    """|x| (float32), on NVIDIA, that is part of the instruction which takes it: ``tl.abs`` of known bits becomes one of its own."""
     return tl.inline_asm_elementwise("abs.f32 $0, $1;", "=r,r", [bits], dtype=tl.float32, is_pure=True, pack=1)
 
 
