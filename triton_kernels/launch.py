@@ -25,6 +25,9 @@ N_WARPS = 4
 _REGISTERS = 40
 """Of a thread at most, on NVIDIA: so few are enough, and the compiler takes more where it may."""
 
+_REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
+"""There they would spill with 40."""
+
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
 
@@ -58,7 +61,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
         x_flat = _aligned(x_flat)
         with on_device(x_flat):
             arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _on_nvidia()))
+            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(x_flat)))
     n_codes = len(fmt.group_planes)
     return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
@@ -82,7 +85,7 @@ def decompress(
             planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
         with on_device(y):
             arguments = (*_arguments(planes, fmt), y, planes[-1] if seed is None else seed, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _on_nvidia()))
+            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(y)))
     return y
 
 
@@ -107,7 +110,8 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=_options(fmt, target.backend == "cuda"))
+    architecture = int(target.arch) if target.backend == "cuda" else 0
+    return triton.compile(source, target=target, options=_options(fmt, architecture))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -116,10 +120,22 @@ def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
 
 
-def _options(fmt: BFPFormat, on_nvidia: bool) -> dict[str, int]:
-    """How to compile. What is done value by value with codebooks takes the registers that it wants."""
-    free = fmt.codebook == "learned" or (fmt.codebook and fmt.dither)
-    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS} if on_nvidia and not free else {"num_warps": N_WARPS}
+def _options(fmt: BFPFormat, architecture: int) -> dict[str, int]:
+    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device.
+
+    What is done value by value with codebooks takes the registers that it wants.
+    """
+    if not architecture or fmt.codebook == "learned" or (fmt.codebook and fmt.dither):
+        return {"num_warps": N_WARPS}
+    more = fmt.codebook and architecture >= 100
+    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
+
+
+def _architecture(x: Tensor) -> int:
+    if not _on_nvidia():
+        return 0
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
 
 
 def _on_nvidia() -> bool:

@@ -98,7 +98,7 @@ def _two_of_four(a, b, c, d):
 
 @triton.jit
 def magnitude(bits):
-    """|x| (float32), on NVIDIA, that is part of the instruction which takes it: ``tl.abs`` of known bits becomes one of its own."""
+    """|x| (float32), on NVIDIA, as part of the instruction that takes it: ``tl.abs`` may become one of its own."""
     return tl.inline_asm_elementwise("abs.f32 $0, $1;", "=r,r", [bits], dtype=tl.float32, is_pure=True, pack=1)
 
 

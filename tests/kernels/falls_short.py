@@ -51,3 +51,9 @@ FALLS_SHORT = [
     ("decompress", "bfp8b32+o1", "bfloat16", "56 registers, budget 40"),
     ("compress", "bfp8b32", "float16", "6.41 on the ALU pipe, budget 6"),
 ]
+
+ON_SM_100 = [
+    ("compress", "bfp3b16:gauss+e5m3", "bfloat16", "48 registers, budget 40"),
+    ("decompress", "bfp3b16:gauss+e5m3", "bfloat16", "48 registers, budget 40"),
+]
+"""Of those that ``test_compiled`` asks for there."""
