@@ -1,7 +1,9 @@
-"""Codes with a codebook, on tiles in registers: nearest levels for four values at a time, a byte each, and back.
+"""Codes with a codebook, on tiles in registers: nearest levels and back.
 
-A byte is compared to all the levels' edges by addition: of the bytes that are greater, the top bit becomes one. As the
-edges rise, bit p of the index of the nearest level is the exclusive or of every 2^p-th of these.
+Where a polynomial rounds to the index of the nearest level (``codebook_polynomials``), that is some multiply-adds a value.
+Elsewhere four values are compared at a time, a byte each: a byte is compared to all the levels' edges by addition, and of
+the bytes that are greater, the top bit becomes one. As the edges rise, bit p of the index of the nearest level is the
+exclusive or of every 2^p-th of these. Back from indices, NVIDIA's byte permutation looks up four levels at a time.
 Source: US12277502B2 (codes whose levels are not evenly spaced).
 """
 
