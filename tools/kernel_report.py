@@ -9,7 +9,8 @@ than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` h
 
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
-second, masked path, which is counted too and has no budget.
+second, masked path, which is counted too and has no budget. Of loads the model counts threads, not the lines of memory that
+they touch: see ``block_tiles``.
 """
 
 import argparse

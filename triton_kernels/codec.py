@@ -56,6 +56,7 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
     levels = fmt.levels
     start = -128 if fmt.signed_levels else 0
     cells = _cells(fmt)
+    origin, coefficients = _polynomial(fmt)
     return Codec(
         width=fmt.width,
         block=fmt.block,
@@ -77,8 +78,8 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
         thresholds=_thresholds(levels, start, fmt.unsigned),
-        origin=_polynomial(fmt)[0],
-        polynomial=_polynomial(fmt)[1],
+        origin=origin,
+        polynomial=coefficients,
         learned=fmt.codebook == "learned",
         first=cells[0],
         last=cells[1],
