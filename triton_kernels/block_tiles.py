@@ -2,8 +2,10 @@
 
 A thread holds ``C.run`` groups in a row, so that a block is in as few threads as can be and what is done once a
 block is done seldom. The price is that a load of a warp touches four times the lines of memory that it needs; the loads
-after it find the rest of them in the cache. Group m of a tile of N is the group ``numbers(N, C)[m]`` of its memory: the groups that a thread
-holds lie N / run apart in the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with this.
+after it find the rest of them in the cache.
+
+Group m of a tile of N is the group ``numbers(N, C)[m]`` of its memory: the groups that a thread holds lie N / run apart in
+the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with this.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"

@@ -98,11 +98,15 @@ def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> st
     """Which part of ``fmt`` the kernel of that kind does not know: that goes by the definition, in eager operators."""
     parts = {
         "+search": kind == "compress" and fmt.search,
-        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": fmt.outliers > 1
-        or (fmt.outliers == 1 and (fmt.signed_levels or (fmt.unsigned and fmt.outlier_threshold > 0))),
+        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": kind == "compress"
+        and (fmt.outliers > 1 or (fmt.outliers == 1 and fmt.signed_levels) or _threshold_of_unsigned(fmt)),
         "+dither of ':learned'": kind == "decompress" and bool(fmt.dither) and fmt.codebook == "learned",
     }
     return ", ".join(name for name, there in parts.items() if there)
+
+
+def _threshold_of_unsigned(fmt: BFPFormat) -> bool:
+    return fmt.unsigned and fmt.outlier_threshold > 0
 
 
 def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def decompress_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
-    outlier_ptr += block
+    outlier_ptr += block * C.outliers
     y_ptr += block * C.block
     if EVEN or rest == BLOCKS * C.block:
         _decompress_tile(
@@ -218,8 +218,9 @@ def _decompress_tile(
     nan = code.expand_dims(1) == C.scale_nan
     if C.dtype != 0:
         a = pairs(a, b, nan, C)
-    if C.outliers > 0:
-        entry = load(outlier_ptr + group // GROUPS, keep, FULL).to(tl.int32)
+    OUTLIERS: tl.constexpr = C.outliers
+    for i in tl.static_range(OUTLIERS):
+        entry = load(outlier_ptr + group // GROUPS * C.outliers + i, keep, FULL).to(tl.int32)
         index, outlier = outliers_of(low, high, entry, code, C)
         if C.dtype == 0:
             a, b = put_values(a, b, index, outlier, C)

@@ -121,11 +121,9 @@ def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -
 
 
 def _options(fmt: BFPFormat, architecture: int) -> dict[str, int]:
-    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device.
-
-    What is done value by value with codebooks takes the registers that it wants.
-    """
-    if not architecture or fmt.codebook == "learned" or (fmt.codebook and fmt.dither):
+    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
+    slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
+    if not architecture or slow:  # these take the registers that they want
         return {"num_warps": N_WARPS}
     more = fmt.codebook and architecture >= 100
     return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}

@@ -1,6 +1,6 @@
-"""One outlier a block, on tiles in registers: the largest value of a block, kept apart with more bits.
+"""Outliers, on tiles in registers: the largest value of a block, kept apart with more bits; back, any number.
 
-Its place in the block rides in the low bits of the key by which it is found. Either it is taken out of the tile before that
+The outlier's place in the block rides in the low bits of the key by which it is found. Either it is taken out of the tile before that
 is coded, or it is coded and clipped like the others, and all but the sign of its code replaced. Source: US20200210839A1.
 """
 
@@ -163,7 +163,7 @@ def outliers_of(low, high, entry, code, C: tl.constexpr):
     word = low if C.width <= 4 else tl.where(index & 4 != 0, high, low)
     own = (word >> ((index & (FIELDS - 1)) * C.width)).to(tl.int32, bitcast=True)
     mantissa = ((own & ((1 << C.magnitude_bits) - 1)) << X) | ((entry >> (12 - X)) & ((1 << X) - 1))
-    exponent = exponent_of(code, C) + (entry >> 12) - _BIAS
+    exponent = exponent_of(code & C.scale_nan if C.scale_signed else code, C) + (entry >> 12) - _BIAS
     bits = (exponent << 23) | (mantissa << (23 - C.magnitude_bits - X))
     if not C.unsigned:
         bits = bits ^ (((own >> C.magnitude_bits) & 1) << 31)

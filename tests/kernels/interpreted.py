@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 from kernels.inputs import any_codes, every_class, same
-from kernels.kernel_formats import FAMILY
+from kernels.kernel_formats import DECODED, FAMILY
 from kernels.ptx_opcodes import fused
 from triton.runtime import interpreter
 
@@ -64,6 +64,14 @@ def test_a_tile_in_part_of_every_block_on_every_class(width, block, dtype):
 @pytest.mark.parametrize("text", FAMILY)
 def test_the_family_on_every_class(text, dtype):
     assert_equal(BFPFormat.parse(text), every_class(1171, dtype)[:16384], dtype, tile=16384)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", DECODED)
+def test_what_is_only_decoded(text, dtype):
+    fmt, x = BFPFormat.parse(text), every_class(1171, dtype)[:16384]
+    codes = any_codes(reference.compress(x, fmt), fmt, torch.Generator().manual_seed(1))
+    assert same(launch.decompress(codes, fmt, 16384, dtype), reference.decompress(codes, fmt, 16384, dtype))
 
 
 @pytest.mark.parametrize("tile", [1024, 4096])

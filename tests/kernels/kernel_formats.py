@@ -22,4 +22,13 @@ FAMILY = [
     "bfp4b16:learned+e5m3", "bfp2b32:learned", "bfp3b8:learned+se5m2", "bfp4b64:learned+unsigned+o1", "bfp5b128:learned+e4",
     "bfp3b16:00204060+e5m3", "bfp2b16:c0001050+se5m2", "bfp4b8:0b192744597bacff+e5",
 ]  # fmt: skip
-"""Those with options, and which the kernels know: ``codec.why_no_kernel`` has nothing against them."""
+"""Those with options, and which the kernels know: ``codec.why_no_kernel`` has nothing against either way."""
+
+DECODED = [
+    "bfp4b16+o3",
+    "bfp6b32+e5m3+o2t2",
+    "bfp3b8:gauss+se5m2+o2",
+    "bfp4b64+unsigned+o1t2",
+    "bfp4b16:learned+e5m3+o2",
+]
+"""Those that are decoded by kernels, but not coded."""
