@@ -1,7 +1,8 @@
 """Outliers, on tiles in registers: the largest value of a block, kept apart with more bits; back, any number.
 
-The outlier's place in the block rides in the low bits of the key by which it is found. Either it is taken out of the tile before that
-is coded, or it is coded and clipped like the others, and all but the sign of its code replaced. Source: US20200210839A1.
+The outlier's place in the block rides in the low bits of the key by which it is found. Either it is taken out of the tile
+before that is coded, or it is coded and clipped like the others, and all but the sign of its code replaced.
+Source: US20200210839A1.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
