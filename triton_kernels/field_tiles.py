@@ -102,9 +102,9 @@ def codes_of_learned(bits, reciprocal, level_ptr, C: tl.constexpr):
         edge = _loaded(level_ptr + i, C) + _loaded(level_ptr + (i + 1), C)
         index += (n > edge).to(tl.int32)
     if C.unsigned:
-        index = tl.where(x > 0, tl.maximum(index, 1), 0)
+        index = tl.where(bits > 0, tl.maximum(index, 1), 0)
     elif not C.scale_signed:
-        negative = (x < 0) & ((index > 0) | (_loaded(level_ptr, C) > 0))
+        negative = (bits < 0) & (bits << 1 != 0) & ((index > 0) | (_loaded(level_ptr, C) > 0))
         index = index | (negative.to(tl.int32) << C.magnitude_bits)
     return index.to(tl.uint32, bitcast=True)
 
