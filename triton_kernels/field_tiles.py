@@ -104,7 +104,8 @@ def codes_of_learned(bits, reciprocal, level_ptr, C: tl.constexpr):
     if C.unsigned:
         index = tl.where(bits > 0, tl.maximum(index, 1), 0)
     elif not C.scale_signed:
-        negative = (bits < 0) & (bits << 1 != 0) & ((index > 0) | (_loaded(level_ptr, C) > 0))
+        negative = (x + 0.0).to(tl.int32, bitcast=True) < 0  # zeros have no sign
+        negative = negative & ((index > 0) | (_loaded(level_ptr, C) > 0))
         index = index | (negative.to(tl.int32) << C.magnitude_bits)
     return index.to(tl.uint32, bitcast=True)
 

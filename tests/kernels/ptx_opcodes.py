@@ -167,7 +167,6 @@ for _t in ("f32", "f32x2"):
     _define(f"fma.rn.{_t}", _t, [_t, _t, _t], fused)
 for _name, _function in _COMPARE.items():
     _define(f"setp.{_name}.f32", "pred", ["f32", "f32"], _function)
-_define("setp.neu.f16", "pred", ["f16", "f16"], operator.ne)
 _define("selp.f32", "b32", ["b32", "b32", "pred"], lambda a, b, p: np.where(p, a, b))
 _define("mov.f32", "b32", ["b32"], lambda a: a)
 _define("min.f32", "f32", ["f32", "f32"], _extreme(np.fmin))
