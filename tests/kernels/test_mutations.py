@@ -36,6 +36,15 @@ EQUIVALENT = {
     "of a group's number only that of its block is used": r"or\S+ %r, %r, (128|256|384) -> \S+ %r, %r, (129|257|385)",
     "the next thread of a block holds the same exponent": r"setp\.(eq|ne)\S+ %p, %r, 0 -> setp\.\1\S+ %p, %r, 1",
     "the other thread of two does": r"bfp\db16\S* \S+ compress: @%p (st\.global\.b8 .*) -> @!%p \1",
+    "the coefficients of a polynomial have room for rounding": (
+        r":gauss\S* \S+ compress: fma\.rn\.f32 %r, %r, (%r|0f\w+), 0f([3B]\w|[4C][01])\w{6} -> fma\.rn\.f32 .*"
+    ),
+    "below the bits of a bfloat16 an outlier has nothing that counts": (
+        r"\+o1 bfloat16 (compress: and\.b32 %r, %r, -65536 -> .* -65535|decompress: and.* 125829120 -> .* 125829121)"
+    ),
+    "rounding to bfloat16 drops an ulp below, too": (
+        r"\+o1 bfloat16 decompress: mul\.f32 %r, %r, 0f\w+ -> mul\.f32 .*"
+    ),
     "no bfloat16 is the greatest float32": r"bfloat16 compress: setp.gt.u32 %p, %r, 2139095039 -> setp.ge.*",
     "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned\S* .*0fBF000000 -> .*0fBEFFFFFF",
     "of the later values of a word no bit of a negative float of 16 bits lies in it; float32 is held to this": (
