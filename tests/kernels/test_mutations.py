@@ -42,9 +42,10 @@ EQUIVALENT = {
     "below the bits of a bfloat16 an outlier has nothing that counts": (
         r"\+o1 bfloat16 (compress: and\.b32 %r, %r, -65536 -> .* -65535|decompress: and.* 125829120 -> .* 125829121)"
     ),
-    "rounding to bfloat16 drops an ulp below, too": (
-        r"\+o1 bfloat16 decompress: mul\.f32 %r, %r, 0f\w+ -> mul\.f32 .*"
+    "rounding to bfloat16 drops an ulp, below as well": (
+        r"\+o1 bfloat16 decompress: (mul\.f32 %r, %r, 0f\w+ -> mul\.f32 .*|add\.s32 %r, %r, -16777216 -> .* -16777215)"
     ),
+    "-2 is as little a place as -1": r"\+o1 \S+ decompress: selp\.b32 %r, -1, %r, %p -> selp\.b32 %r, -2, .*",
     "no bfloat16 is the greatest float32": r"bfloat16 compress: setp.gt.u32 %p, %r, 2139095039 -> setp.ge.*",
     "1/2 but for half an ulp: sums are those of 1/2, or round alike": r"\+unsigned\S* .*0fBF000000 -> .*0fBEFFFFFF",
     "of the later values of a word no bit of a negative float of 16 bits lies in it; float32 is held to this": (
