@@ -18,7 +18,7 @@ import triton.language as tl
 @triton.constexpr_function
 def run(N, C) -> int:
     """Groups in a row that one thread holds."""
-    return min(C.run, N)
+    return int(min(C.run, N))
 
 
 @triton.constexpr_function
