@@ -17,13 +17,12 @@ FLOORS = {
         "fxpipe/tables.py",
         "fxpipe/value_facts.py",
         "triton_kernels/bit_fields.py",
-        "triton_kernels/codebook_tiles.py",
+        "triton_kernels/block_tiles.py",
+        "triton_kernels/codebook_polynomials.py",
         "triton_kernels/codebooks.py",
-        "triton_kernels/memory_tiles.py",
         "triton_kernels/noise_tiles.py",
         "triton_kernels/planes.py",
         "triton_kernels/rounding.py",
-        "triton_kernels/scale_tiles.py",
         "triton_kernels/scales.py",
     ],
     1: [
@@ -47,10 +46,10 @@ FLOORS = {
         "fxpipe/tensor_json.py",
         "fxpipe/units.py",
         "fxpipe/value_ranges.py",
+        "triton_kernels/field_tiles.py",
         "triton_kernels/grammar.py",
-        "triton_kernels/outlier_tiles.py",
-        "triton_kernels/tiles.py",
-        "triton_kernels/zero_kernels.py",
+        "triton_kernels/memory_tiles.py",
+        "triton_kernels/pair_tiles.py",
     ],
     2: [
         "fxpipe/atoms.py",
@@ -69,8 +68,10 @@ FLOORS = {
         "fxpipe/signature_json.py",
         "fxpipe/trace.py",
         "fxpipe/verify.py",
+        "triton_kernels/codebook_tiles.py",
         "triton_kernels/impossible.py",
-        "triton_kernels/kernels.py",
+        "triton_kernels/scale_tiles.py",
+        "triton_kernels/zero_kernels.py",
     ],
     3: [
         "fxpipe/other_sizes.py",
@@ -88,6 +89,7 @@ FLOORS = {
         "fxpipe/verify_schedule.py",
         "passes/schedule_orders.py",
         "triton_kernels/format.py",
+        "triton_kernels/outlier_tiles.py",
     ],
     4: [
         "fxpipe/format_rules.py",
@@ -104,6 +106,7 @@ FLOORS = {
         "triton_kernels/outliers.py",
         "triton_kernels/packing.py",
         "triton_kernels/plane_layout.py",
+        "triton_kernels/tiles.py",
         "triton_kernels/tiling.py",
     ],
     5: [
@@ -114,6 +117,7 @@ FLOORS = {
         "fxpipe/runtime/pipe.py",
         "fxpipe/runtime/torch_pp.py",
         "fxpipe/save_points.py",
+        "triton_kernels/kernels.py",
         "triton_kernels/native_format.py",
         "triton_kernels/shared_scales.py",
         "triton_kernels/streams.py",
@@ -196,7 +200,6 @@ NO_TORCH = [
     "passes/schedule_orders.py",
     "triton_kernels/__init__.py",
     "triton_kernels/codebooks.py",
-    "triton_kernels/codec.py",
     "triton_kernels/format.py",
     "triton_kernels/grammar.py",
     "triton_kernels/impossible.py",
@@ -205,6 +208,8 @@ NO_TORCH = [
 ]
 NO_TORCH_BUT_NUMPY = [
     "fxpipe/planner/partition.py",
+    "triton_kernels/codebook_polynomials.py",
+    "triton_kernels/codec.py",
 ]  # what the command needs besides loads no more than tabulate
 NOT_PASSES = ["passes/__init__.py", "passes/schedule_orders.py"]
 NAMES_THE_PASSES = ["fxpipe/pipeline.py", "fxpipe/backend.py"]  # the backend calls the rewrite inside compress

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from . import packing
+from . import learned, packing
 from .codec import codec
 from .format import GROUP, BFPFormat, Plane
 from .kernels import compress_kernel, decompress_kernel
@@ -22,6 +22,12 @@ TILE = 4096
 """Values that one program handles: 32 a thread."""
 
 N_WARPS = 4
+_REGISTERS = 40
+"""Of a thread at most, on NVIDIA: so few are enough, and the compiler takes more where it may."""
+
+_REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
+"""There they would spill with 40."""
+
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
 
@@ -34,6 +40,7 @@ _PLANE_POINTERS = {
     "code8_ptr": "*u8",
     "scale_ptr": "*u8",
     "outlier_ptr": "*i16",
+    "level_ptr": "*u8",
 }
 _ALIGNMENT = 16
 """Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
@@ -47,17 +54,27 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     numel = x_flat.numel()
     constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
     planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    if fmt.codebook == "learned":
+        levels = [level & 255 for level in learned.levels_of(x_flat, fmt)]
+        planes[-1] = torch.tensor(levels, dtype=torch.uint8, device=x_flat.device)
     if numel > 0:
         x_flat = _aligned(x_flat)
         with on_device(x_flat):
             arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(x_flat)))
     n_codes = len(fmt.group_planes)
     return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
 
 
-def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
-    """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
+def decompress(
+    planes: Sequence[Tensor],
+    fmt: BFPFormat,
+    numel: int,
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
+    tile: int = TILE,
+) -> Tensor:
+    """The values [numel] of ``dtype`` that ``planes``, contiguous, store. ``seed``: as above, for formats with ``+dither``."""
     constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if numel > 0:
@@ -65,10 +82,10 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
         with on_device(y):
-            arguments = (*_arguments(planes, fmt), y, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, num_warps=N_WARPS)
+            arguments = (*_arguments(planes, fmt), y, planes[-1] if seed is None else seed, numel, PLACE_BITS)
+            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(y)))
     return y
 
 
@@ -93,13 +110,30 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": N_WARPS})
+    architecture = int(target.arch) if target.backend == "cuda" else 0
+    return triton.compile(source, target=target, options=_options(fmt, architecture))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
     c = codec(fmt, dtype, packs=packs)
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+
+
+def _options(fmt: BFPFormat, architecture: int) -> dict[str, int]:
+    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
+    slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
+    if not architecture or slow:  # these take the registers that they want
+        return {"num_warps": N_WARPS}
+    more = fmt.codebook and architecture >= 100
+    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
+
+
+def _architecture(x: Tensor) -> int:
+    if not _on_nvidia():
+        return 0
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
 
 
 def _on_nvidia() -> bool:
@@ -110,7 +144,16 @@ def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
     n_codes = len(fmt.group_planes)
     planes = fmt.planes(numel)
-    return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
+    return [
+        *planes[:n_codes],
+        Plane("scale", "uint8", fmt.n_blocks(numel), 1),
+        *planes[len(planes) - _n_ancillary(fmt) :],
+    ]
+
+
+def _n_ancillary(fmt: BFPFormat) -> int:
+    """Planes behind the scales."""
+    return (fmt.outliers > 0) + (fmt.codebook == "learned")
 
 
 def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:

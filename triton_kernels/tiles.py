@@ -26,7 +26,7 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles
+from . import codebook_tiles, field_tiles, outlier_tiles, pair_tiles
 from .noise_tiles import bytes_of, hashed, philox
 from .scale_tiles import reciprocal, step
 
@@ -43,13 +43,18 @@ def _each_field(value: int, width: int) -> int:
 
 
 @triton.jit
-def encode(a, b, code, seed, group, C: tl.constexpr):
+def encode(a, b, code, seed, group, level_ptr, C: tl.constexpr):
     """Words (low, high) that hold the codes of a tile, under the scale's ``code`` [N] of each group's block.
 
-    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``.
+    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``,
+    the levels (uint8) at ``level_ptr`` for learned codebooks.
     """
     PAIRED: tl.constexpr = C.dtype != 0
-    if C.codebook:
+    if C.learned:
+        inverse = reciprocal(code, 0, C).expand_dims(1)
+        u = field_tiles.codes_of_learned(a, inverse, level_ptr, C)
+        low, high = _pack(u, field_tiles.codes_of_learned(b, inverse, level_ptr, C), C.width, PAIRED)
+    elif C.codebook:
         low, high = _encode_codebook(a, b, code, C)
     elif C.rounding == "nearest":
         # One bit of magnitude at the greatest e8 has a reciprocal that is no normal float: all is doubled.
@@ -78,7 +83,8 @@ def _nearest(bits, inverse, C: tl.constexpr):
         DOUBLE: tl.constexpr = 1 if C.magnitude_bits == 1 else 0
         OFFSET: tl.constexpr = (_ROUND + (1 << C.magnitude_bits)) * (1 + DOUBLE)
         code = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
-        return tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        code = tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        return tl.maximum(code, _ROUND_BITS + 1) if outlier_tiles.in_place(C) else code
 
 
 @triton.jit
@@ -172,28 +178,50 @@ def _join(even, odd, WIDTH: tl.constexpr):
 @triton.constexpr_function
 def _excess(C) -> int:
     """What the constants in the codes of a word add up to."""
-    return 0 if C.unsigned or C.codebook or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
+    if C.codebook:
+        return _each_field(0x4B400000, C.width) if C.polynomial and not C.unsigned else 0
+    return 0 if C.unsigned or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
 
 
 @triton.constexpr_function
 def _may_clip(C) -> bool:
     """Whether a value may come to -2^M steps."""
-    return C.rounding in ("nearest", "trunc")
+    return C.rounding in ("nearest", "trunc") and not outlier_tiles.in_place(C)
 
 
 @triton.jit
 def _encode_codebook(a, b, code, C: tl.constexpr):
     inverse = reciprocal(code, 0, C).expand_dims(1)
-    low, high = codebook_tiles.grid(a, b, inverse, C)
-    low_signs, high_signs = low, high
-    if not C.unsigned and not C.scale_signed:
-        low_signs, high_signs = codebook_tiles.signs(a, b, C)
-    low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
-    high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
-    if C.width <= 4:
-        low = low | (high << (4 * C.width))
-        high = low
+    if len(C.polynomial) > 0:
+        SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
+        PAIRS: tl.constexpr = SIGNED and C.packs and C.dtype == 1
+        u, v = codebook_tiles.by_polynomial(a, inverse, C), codebook_tiles.by_polynomial(b, inverse, C)
+        if PAIRS:
+            low_signs, high_signs = pair_tiles.signs(((a >> 16) & 0xFFFF) | b, C)
+            low, high = _pack(u, v, C.width, True)
+            low, high = low + low_signs, high + high_signs
+        else:
+            if SIGNED:
+                u, v = _with_sign(u, a, C), _with_sign(v, b, C)
+            low, high = _pack(u, v, C.width, C.dtype != 0)
+    else:
+        low, high = codebook_tiles.grid(a, b, inverse, C)
+        low_signs, high_signs = low, high
+        if not C.unsigned and not C.scale_signed:
+            low_signs, high_signs = codebook_tiles.signs(a, b, C)
+        low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
+        high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
+        if C.width <= 4:
+            low = low | (high << (4 * C.width))
+            high = low
     return low, high
+
+
+@triton.jit
+def _with_sign(code, bits, C: tl.constexpr):
+    """The codes with the signs of floats above them; zeros have none."""
+    bits = (bits.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+    return code + ((bits >> 31) << C.magnitude_bits)
 
 
 @triton.jit
@@ -240,14 +268,23 @@ def _finish(word, finite, C: tl.constexpr):
 
 
 @triton.jit
-def decode(low, high, code, place_bits, C: tl.constexpr):
+def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words and the scale's ``code`` [N] (int32) of each group's block.
 
     ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
-    one instruction.
+    one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
+    if C.dither != "":
+        return field_tiles.values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+    elif C.codebook and C.packs:
+        return codebook_tiles.values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
+    else:
+        return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, level_ptr, C)
+
+
+@triton.jit
+def _decode_fields(low, high, value, place_bits, level_ptr, C: tl.constexpr):
     WIDTH: tl.constexpr = C.width
-    value = step(code, C).expand_dims(1)
     if not C.unsigned and not C.codebook:
         low = _offset_codes(low, C)
         high = _offset_codes(high, C)
@@ -257,10 +294,14 @@ def decode(low, high, code, place_bits, C: tl.constexpr):
     if C.dtype != 0:
         word = low if WIDTH <= 4 else tl.where(four < 2, low, high)
         index = four * 2 if WIDTH <= 4 else (four & 1) * 2
-        return _floats(word, index, value, place_bits, C), _floats(word, index + 1, value, place_bits, C)
+        return _floats(word, index, value, place_bits, level_ptr, C), _floats(
+            word, index + 1, value, place_bits, level_ptr, C
+        )
     else:
         FURTHER: tl.constexpr = 4 if WIDTH <= 4 else 0
-        return _floats(low, four, value, place_bits, C), _floats(high, four + FURTHER, value, place_bits, C)
+        return _floats(low, four, value, place_bits, level_ptr, C), _floats(
+            high, four + FURTHER, value, place_bits, level_ptr, C
+        )
 
 
 @triton.jit
@@ -276,10 +317,10 @@ def _offset_codes(word, C: tl.constexpr):
 
 
 @triton.jit
-def _floats(word, index, value, place_bits, C: tl.constexpr):
+def _floats(word, index, value, place_bits, level_ptr, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return codebook_tiles.levels_of(word, index, place_bits, C) * value
+        return codebook_tiles.levels_of(word, index, place_bits, level_ptr, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 
