@@ -149,7 +149,12 @@ FLOORS = {
         "triton_kernels/exact.py",
         "triton_kernels/zero_coding.py",
     ],
-    10: ["fxpipe/planner/explain.py", "fxpipe/planner/report.py", "triton_kernels/ops.py"],
+    10: [
+        "fxpipe/inductor_lowerings.py",
+        "fxpipe/planner/explain.py",
+        "fxpipe/planner/report.py",
+        "triton_kernels/ops.py",
+    ],
     11: [
         "fxpipe/planner/command.py",
         "passes/__init__.py",
