@@ -150,7 +150,7 @@ FLOORS = {
         "triton_kernels/zero_coding.py",
     ],
     10: [
-        "fxpipe/inductor_lowerings.py",
+        "fxpipe/inductor.py",
         "fxpipe/planner/explain.py",
         "fxpipe/planner/report.py",
         "triton_kernels/ops.py",

@@ -10,6 +10,7 @@ first of each pair by chance; a ratio is the median over the pairs. malloc is ke
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -72,7 +73,7 @@ def transformer_block() -> Model:
 
 def mlp() -> Model:
     widths = (512, 1024, 1024, 512)
-    layers = [layer for pair in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(*pair), nn.GELU())]
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.GELU())]
     return nn.Sequential(*layers[:-1]), torch.randn(2048, 512)
 
 

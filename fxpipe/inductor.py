@@ -1,6 +1,6 @@
-"""How Inductor generates code around the operators that store bools as bits.
+"""What Inductor does with values that are stored: the layout that it gives them, and the loops around bools.
 
-Inductor's C++ reads and writes a bool value by value: where a mask is made or used, that takes ten times as long as the rest.
+Its C++ reads and writes a bool value by value: where a mask is made or used, that takes ten times as long as the rest.
 Between its loops and ``fxpipe::pack_bools`` or ``fxpipe::unpack_bools`` a bool is therefore a byte that is made from, or made,
 a float, which it does in vectors.
 """
@@ -12,10 +12,32 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.fx as fx
 
 from fxpipe.triton_kernels import exact  # noqa: F401  (registers the operators)
 
 _PACK, _UNPACK = torch.ops.fxpipe.pack_bools.default, torch.ops.fxpipe.unpack_bools.default
+
+
+def channels_last(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """The values that Inductor will keep channels-last although they are contiguous here: of convolutions, and what follows.
+
+    A guess that costs a copy where it is wrong, and nothing else.
+    """
+    from torch._inductor.graph import GraphLowering
+
+    found: set[fx.Node] = set()
+    if not GraphLowering.decide_layout_opt(graph_module, is_inference=False):
+        return found
+    for node in graph_module.graph.nodes:
+        follows = node.target is torch.ops.aten.convolution.default or not found.isdisjoint(node.all_input_nodes)
+        if follows and node.op == "call_function" and _is_contiguous_image(node.meta.get("val")):
+            found.add(node)
+    return found
+
+
+def _is_contiguous_image(val: object) -> bool:
+    return isinstance(val, torch.Tensor) and val.dim() == 4 and val.is_contiguous()
 
 
 @cache
