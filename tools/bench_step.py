@@ -25,11 +25,15 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from fxpipe.ir.compression import CompressionPlan
+
 WARM_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 MOST = {"transformer block": 1.03, "mlp": 1.03, "cnn, channels last": 1.03, "cnn, nchw": 1.05}
 """The most that a step may take, of a plain one."""
 
 Model = tuple[nn.Module, Tensor]
+
+_PLANS: list[CompressionPlan] = []
 
 
 @dataclass(frozen=True)
@@ -110,21 +114,17 @@ def trainer(name: str, **setting: Any) -> Callable[[], None]:
 
 def measure(name: str, format: str, rounds: int) -> Figure:
     """Both steps in turn."""
-    saved: list[int] = []
-
-    def on_plan(plan: Any) -> None:
-        saved[:] = [plan.raw_bytes, plan.stored_bytes]
-
     steps = [
         trainer(name, backend="inductor"),
-        trainer(name, backend="fxpipe", options={"format": format, "on_plan": on_plan}),
+        trainer(name, backend="fxpipe", options={"format": format, "on_plan": _PLANS.append}),
     ]
     for step in steps * 5:
         step()
     pairs = [_pair(steps) for _ in range(rounds)]
     plain, compressed = (statistics.median(times) for times in zip(*pairs, strict=True))
     low, ratio, high = statistics.quantiles((b / a for a, b in pairs), n=4)
-    return Figure(name, plain, compressed, ratio, low, high, saved[0] / saved[1])
+    saved_ratio = _PLANS[-1].raw_bytes / _PLANS[-1].stored_bytes
+    return Figure(name, plain, compressed, ratio, low, high, saved_ratio)
 
 
 def _pair(steps: list[Callable[[], None]]) -> tuple[float, float]:
