@@ -13,7 +13,7 @@ def convolutions() -> nn.Module:
     """The last ReLU is followed by no convolution: of it, backward needs the mask alone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()
+        layers = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU()
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 

@@ -23,7 +23,7 @@
 
 #include "bfp_bools.h"
 
-enum { CHUNK = 16 * TILE }; /* values that a thread takes at a time */
+enum { CHUNK = 32 * TILE }; /* values that a thread takes at a time */
 
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
 

@@ -5,7 +5,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16 }; /* dtypes */
-enum { GROUP = 8, TILE = 2048, GROUPS = TILE / GROUP }; /* values; a tile is a whole number of blocks of any size */
+enum { GROUP = 8, TILE = 1024, GROUPS = TILE / GROUP }; /* values; a tile is a whole number of blocks of any size */
 enum { RUN = 32 };                                      /* values that are handled with one factor, if blocks are so large */
 enum { EVEN, FRACTION, CODEBOOK };                      /* how values become codes: see `encode` */
 enum { NO_NOISE, SEEDED, HASHED };                      /* what FRACTION adds */
