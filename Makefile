@@ -32,7 +32,7 @@ golden: $(READY)  ## write the golden files of the tests anew
 
 # Each prints a table and JSON, as ratios of one run, and fails where a figure falls short. They want a quiet machine.
 bench: $(READY)  ## measure speed, memory and exactness against their figures
-	for bench in compile cpu exactness pipeline prediction saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
+	for bench in compile cpu step exactness pipeline prediction saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail where one misses its budget
 	$(BIN)/python tools/kernel_report.py --check

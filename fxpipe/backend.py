@@ -15,7 +15,16 @@ import torch.fx as fx
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
-from fxpipe import backward_facts, exact_forms, format_rules, joint, save_points, value_facts, value_ranges
+from fxpipe import (
+    backward_facts,
+    exact_forms,
+    format_rules,
+    inductor,
+    joint,
+    save_points,
+    value_facts,
+    value_ranges,
+)
 from fxpipe.errors import OptionError, unknown
 from fxpipe.format_rules import FormatRules
 from fxpipe.graph_module import returned, set_own_values
@@ -106,7 +115,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         )
         if problem := rules.unmatched(names_of_saved(forward.graph, backward.graph, n_outputs)):
             warnings.warn(f"in one compiled graph, {problem}", stacklevel=2)
-        compress_halves(forward, backward, n_outputs, points)
+        compress_halves(forward, backward, n_outputs, points, inductor.channels_last(forward))
         set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))
@@ -120,7 +129,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         if self.options.on_plan is not None:
             return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
         facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
-        modules = (sys.modules[__name__], joint, save_points, *facts, compress, formats, ops, exact)
+        modules = (sys.modules[__name__], joint, save_points, *facts, compress, formats, ops, exact, inductor)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 
 
@@ -146,6 +155,7 @@ def fxpipe(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    inductor.register()
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
     patches = {**list_mode_options(mode or "default"), "custom_partitioner_fn": partitioner}
     return cast(Callable[..., Any], compile_fx(graph_module, example_inputs, config_patches=patches))
