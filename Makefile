@@ -32,7 +32,7 @@ golden: $(READY)  ## write the golden files of the tests anew
 
 # Each prints a table and JSON, as ratios of one run, and fails where a figure falls short. They want a quiet machine.
 bench: $(READY)  ## measure speed, memory and exactness against their figures
-	for bench in compile cpu exactness pipeline prediction saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
+	for bench in compile cpu step exactness pipeline prediction saved_bytes; do $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 kernel-report: $(READY)  ## count what the Triton kernels compile to, and fail where one misses its budget
 	$(BIN)/python tools/kernel_report.py --check
@@ -45,7 +45,7 @@ bench-quality: $(READY)  ## gradients of whole models, and training, with compre
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_quality.py --check
 
 bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
-	for bench in planner pipedream; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
+	for bench in planner pipedream prediction; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ def compile(
     args, kwargs = call_arguments(example_inputs)
     program, microbatches = trace_microbatch(model, args, kwargs, options.n_microbatches, loss_fn, target)
     program = default_pipeline(options, costs, observers).run(program)
-    return Plan(program, options, microbatches, model, model_digest(model), _constants(program, model))
+    return Plan(program, options, microbatches, model, model_digest(model), graph_constants(program, model))
 
 
 def trace_microbatch(
@@ -107,7 +107,8 @@ def load(path: str | Path, model: nn.Module) -> Plan:
     return Plan(**load_plan(Path(path), model))
 
 
-def _constants(program: Program, model: nn.Module) -> dict[str, Tensor]:
+def graph_constants(program: Program, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that the program needs and the model does not own, by name."""
     own = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {
         n for n, _ in model.named_buffers(remove_duplicate=False)
     }

@@ -16,13 +16,23 @@ import torch.fx as fx
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
-from fxpipe import backward_facts, exact_forms, format_rules, fused_producers, save_points, value_facts, value_ranges
+from fxpipe import (
+    backward_facts,
+    exact_forms,
+    format_rules,
+    fused_producers,
+    inductor,
+    joint,
+    save_points,
+    value_facts,
+    value_ranges,
+)
 from fxpipe.errors import OptionError, unknown
 from fxpipe.format_rules import FormatRules
 from fxpipe.graph_module import returned, set_own_values
 from fxpipe.inline_kernels import with_inlined_kernels
 from fxpipe.ir.compression import CompressionPlan
-from fxpipe.joint import PARTITIONERS
+from fxpipe.joint import AUTO, PARTITIONERS, partitioner_for
 from fxpipe.passes import compress
 from fxpipe.passes.compress import compress_halves
 from fxpipe.save_points import (
@@ -47,13 +57,13 @@ class BackendOptions:
     path, as for ``fxpipe.Options``; where a pattern matches nothing in a graph, a warning lists what there is: no error, as
     another graph of the same model may have it.
     min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
-    loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
+    loss, and compute copies of parameters again. partitioner: what forward saves, as for ``fxpipe.Options``.
     """
 
     format: str | None = DEFAULT_FORMAT
     min_bytes: int = MIN_BYTES
     exact_forms: bool = True
-    partitioner: str = "min-cut"
+    partitioner: str = AUTO
     on_plan: Callable[[CompressionPlan], None] | None = None
 
     def __post_init__(self) -> None:
@@ -64,8 +74,8 @@ class BackendOptions:
             raise OptionError(f"option exact_forms is True or False; found {self.exact_forms!r}")
         if not (self.on_plan is None or callable(self.on_plan)):
             raise OptionError(f"option on_plan is a function of one CompressionPlan, or None; found {self.on_plan!r}")
-        if self.partitioner not in PARTITIONERS:
-            raise OptionError(unknown("partitioner", self.partitioner, PARTITIONERS))
+        if self.partitioner not in (AUTO, *PARTITIONERS):
+            raise OptionError(unknown("partitioner", self.partitioner, (AUTO, *PARTITIONERS)))
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> "BackendOptions":
@@ -87,13 +97,14 @@ class CompressingPartitioner(CustomPartitionerFn):
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         options = self.options
-        if options.partitioner == "default":
+        partitioner = partitioner_for(options.partitioner, options.format)
+        if partitioner == "default":
             kwargs.pop("compiler", None)
         n_outputs: int = kwargs["num_fwd_outputs"]
         if options.format is not None:
             save_relus(gm.graph)
             save_softmaxes(gm.graph)
-        forward, backward = PARTITIONERS[options.partitioner](gm, joint_inputs, **kwargs)
+        forward, backward = PARTITIONERS[partitioner](gm, joint_inputs, **kwargs)
         share_storages(forward.graph, backward.graph, n_outputs)
         rules = FormatRules.parse(options.format)
         points = choose_save_points(
@@ -107,7 +118,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         )
         if problem := rules.unmatched(names_of_saved(forward.graph, backward.graph, n_outputs)):
             warnings.warn(f"in one compiled graph, {problem}", stacklevel=2)
-        compress_halves(forward, backward, n_outputs, points)
+        compress_halves(forward, backward, n_outputs, points, inductor.channels_last(forward))
         set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))
@@ -121,7 +132,8 @@ class CompressingPartitioner(CustomPartitionerFn):
         if self.options.on_plan is not None:
             return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
         facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
-        modules = (sys.modules[__name__], save_points, *facts, compress, fused_producers, formats, ops, exact)
+        rewrite = (joint, save_points, compress, fused_producers, inductor)
+        modules = (sys.modules[__name__], *rewrite, *facts, formats, ops, exact)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 
 
@@ -147,6 +159,7 @@ def fxpipe(
     """
     from torch._inductor.compile_fx import compile_fx
 
+    inductor.register()
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
     own = {"custom_partitioner_fn": partitioner, **with_inlined_kernels()}
     patches = {**list_mode_options(mode or "default"), **own}

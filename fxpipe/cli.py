@@ -53,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="INPUT:DIMS",
         help="dimensions of an input that stay symbolic, such as input_ids:0,1; can be repeated",
     )
+    _add_at(show)
     planning = add("plan", "stages, schedule and save points of a model", model, cost, plan, _answer_options())
     planning.add_argument("--save", type=Path, metavar="PATH", help="also write the plan there")
+    _add_at(planning)
     planning.add_argument(
         "--topology",
         metavar="FILE|TEXT",
@@ -73,6 +75,18 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_steps(add("demo", "train a small GPT on two ranks, compressed, and set it against one process"), 300)
     return top
+
+
+def _add_at(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--at",
+        type=_at,
+        action="append",
+        default=[],
+        metavar="INPUT:DIM=SIZE",
+        help="costs with inputs of another size, traced once: batch=16, or a dimension of an input such as input_ids:1=256; "
+        "can be repeated; for plan with --topology, --sweep or --explain, the sizes of one microbatch",
+    )
 
 
 def _model_options() -> argparse.ArgumentParser:
@@ -221,6 +235,15 @@ def _text(parse: Callable[[str], object]) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _at(text: str) -> tuple[str, int, int]:
+    """Input, dimension, size; dimension 0 of the batch."""
+    place, _, size = text.rpartition("=")
+    name, _, dim = ("batch", "", "0") if place == "batch" else place.rpartition(":")
+    if not name or not dim.isdecimal() or not size.isdecimal() or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size of the inputs, such as batch=16 or input_ids:1=256")
+    return name, int(dim), int(size)
 
 
 def _dynamic(text: str) -> tuple[str, list[int]]:

@@ -21,11 +21,13 @@ from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
 from fxpipe.layer_profile import layer_hints, layer_profile
 from fxpipe.model_source import Source, load_model
+from fxpipe.other_sizes import AskedSize, trace_at
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
 from fxpipe.plan import Plan
 from fxpipe.profile import load_profile, measured_costs, save_profile
+from fxpipe.stage_costs import costs_as_trained
 from fxpipe.stage_hints import hints_text, marked, parse_hints
 from fxpipe.trace import trace
 from fxpipe.triton_kernels.format import BFPFormat
@@ -38,9 +40,22 @@ def show(arguments: Namespace) -> None:
     """The node table: value, operator, costs, place in the model."""
     source, options = load_model(arguments.model), _options(arguments)
     pipeline = default_pipeline(options, _costs(arguments, options, source), _observers(arguments))
-    program = _until(pipeline, CostTable).run(trace(*source, dynamic=dict(arguments.dynamic)))
+    traced = _traced_at(arguments, source) if arguments.at else trace(*source, dynamic=dict(arguments.dynamic))
+    program = _until(pipeline, CostTable).run(traced)
     costs = program.fact(CostTable)
+    costs = costs.at(program.signature.sizes) if arguments.at else costs
     _print(arguments, json.loads(costs.to_json()), lambda: node_table(program.graph, costs))
+
+
+def _traced_at(arguments: Namespace, source: Source) -> Program:
+    """The model with inputs of the sizes that ``--at`` asks for."""
+    if arguments.measured or arguments.profile is not None:
+        raise OptionError(
+            "measured times hold for the example's sizes alone; leave --at out, or --measured and --profile"
+        )
+    if getattr(arguments, "dynamic", None):
+        raise OptionError("--dynamic leaves sizes open and --at gives them; leave one out")
+    return trace_at(*source, [AskedSize(*one) for one in arguments.at])
 
 
 def plan(arguments: Namespace) -> None:
@@ -48,6 +63,10 @@ def plan(arguments: Namespace) -> None:
     if arguments.topology is not None or arguments.sweep or arguments.explain is not None:
         _show_placed(arguments)
         return
+    if arguments.at:
+        raise OptionError(
+            "a plan that runs is made for its example inputs; give --at with --topology, --sweep or --explain"
+        )
     made = _compiled(arguments)
     if arguments.save is not None:
         made.save(arguments.save)
@@ -66,8 +85,8 @@ def _show_placed(arguments: Namespace) -> None:
     if "n_ranks" in arguments:
         topologies.check_n_devices(topology, options.n_ranks)
     pipeline = default_pipeline(options, _costs(arguments, options, source), _observers(arguments))
-    program, _ = trace_microbatch(*source, options.n_microbatches)
-    program = _until(pipeline, CostTable).run(program)
+    traced = _traced_at(arguments, source) if arguments.at else trace_microbatch(*source, options.n_microbatches)[0]
+    program = _until(pipeline, CostTable).run(traced)
     rate = min(level.bandwidth_bytes_per_second for level in topology.levels)
     rules = cut_rules(
         program, program.fact(CostTable), rate, {**marked(source.model), **parse_hints(hints_text(options.stage_hints))}
@@ -75,7 +94,8 @@ def _show_placed(arguments: Namespace) -> None:
     profile = layer_profile(rules)
     objective = getattr(arguments, "objective", options.objective)
     placed = partition.partition(profile, topology, objective, stage_hints=layer_hints(rules, profile))
-    command.show(arguments, placed)
+    costs = program.fact(CostTable)
+    command.show(arguments, placed, f"{arguments.model}, one microbatch, {costs.source} on {costs.device}")
 
 
 def diff(arguments: Namespace) -> None:
@@ -211,8 +231,11 @@ def _costs(arguments: Namespace, options: Options, source: Source) -> CostTable 
     graph_module = _before(default_pipeline(options), CostTable).run(program).graph_module
     if arguments.profile is not None and arguments.profile.exists():
         return load_profile(arguments.profile, graph_module)
-    tensors = [leaf for leaf in tree_leaves((source.args, source.kwargs)) if isinstance(leaf, Tensor)]
-    costs = measured_costs(graph_module, microbatches.split(tensors)[0])
+    if program.signature.loss_index is None:
+        tensors = [leaf for leaf in tree_leaves((source.args, source.kwargs)) if isinstance(leaf, Tensor)]
+        costs = measured_costs(graph_module, microbatches.split(tensors)[0])
+    else:
+        costs = costs_as_trained(*source, options.n_microbatches)
     if arguments.profile is not None:
         save_profile(costs, graph_module, arguments.profile)
     return costs

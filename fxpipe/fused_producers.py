@@ -66,7 +66,7 @@ def _activation(node: fx.Node) -> str:
     if node.target is aten.gelu.default:
         return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
     names = {aten.relu.default: "relu", aten.silu.default: "silu"}
-    return names.get(node.target, "")  # type: ignore[arg-type, call-overload, no-any-return]
+    return names.get(node.target, "")  # type: ignore[call-overload, no-any-return]
 
 
 def _pays(producer: fx.Node, stored: str, compress: fx.Node) -> bool:

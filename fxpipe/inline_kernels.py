@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch._inductor.config as inductor_config
@@ -80,11 +80,20 @@ def _hash_of_sources() -> bytes:
 
 
 def _has_kernel(node: fx.Node) -> bool:
-    """On a GPU, in a format with a kernel; not concatenated too, as a part of a whole may start where no kernel can."""
+    """On a GPU, in a format with a kernel that needs no number of the values themselves; not concatenated too.
+
+    A part of a whole may start where no kernel can.
+    """
+    fmt = BFPFormat.parse(str(node.args[1]))
+    kind: Literal["compress", "decompress"] = (
+        "decompress" if node.target is torch.ops.fxpipe.bfp_decompress.default else "compress"
+    )
+    if why_no_kernel(fmt, kind) or (kind == "compress" and fmt.codebook == "learned"):
+        return False
     first = node.args[0]
-    inputs = [first] if isinstance(first, fx.Node) else list(first)  # type: ignore[arg-type, union-attr]
+    inputs = [first] if isinstance(first, fx.Node) else list(first)  # type: ignore[arg-type]
     on_gpu = all(n.meta["val"].device.type in DEVICES for n in inputs)
-    return on_gpu and not why_no_kernel(BFPFormat.parse(str(node.args[1]))) and not any(map(_concatenated, inputs))
+    return on_gpu and not any(map(_concatenated, inputs))
 
 
 def _concatenated(node: fx.Node) -> bool:
@@ -129,7 +138,7 @@ def _inline(node: fx.Node, traced: fx.Graph) -> None:
                 copies[step] = node.graph.call_function(step.target, args, kwargs, name=name)
                 args, kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
                 describe(copies[step], node, step.target(*args, **kwargs))
-    results: Any = [copies[r] for r in traced.output_node().args[0]]  # type: ignore[union-attr, index]
+    results: Any = [copies[r] for r in traced.output_node().args[0]]  # type: ignore[union-attr]
     if isinstance(node.meta["val"], torch.Tensor):
         node.replace_all_uses_with(results[0])
     for user in list(node.users):

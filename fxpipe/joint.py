@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._functorch import config as functorch_config
 from torch._functorch._aot_autograd.descriptors import (
     BufferAOTInput,
     GradAOTOutput,
@@ -25,10 +26,31 @@ from fxpipe.ir.stage_graphs import Binding
 from fxpipe.save_points import save_relus
 
 JointPartitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+def min_bytes_partition(joint: fx.GraphModule, *args: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Min-cut, which here also computes again what backward must write to memory for a matrix product, say a GELU's output.
+
+    Elsewhere min-cut saves such a value beside the one that it is computed from, since to write it again takes time. A value
+    that is saved compressed is written again in any case, so this saves bytes, an operator in each half, and an error.
+    """
+    with functorch_config.patch(ban_recompute_materialized_backward=False):
+        return min_cut_rematerialization_partition(joint, *args, **kwargs)
+
+
 PARTITIONERS: dict[str, JointPartitioner] = {
     "min-cut": min_cut_rematerialization_partition,
+    "min-bytes": min_bytes_partition,
     "default": default_partition,
 }
+AUTO = "auto"
+
+
+def partitioner_for(name: str, format: str | None) -> str:
+    """``auto`` made one of the partitioners: ``min-bytes`` where values are compressed, ``min-cut`` where they are kept."""
+    if name != AUTO:
+        return name
+    return "min-cut" if format is None else "min-bytes"
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,18 @@ def trace_halves(module: fx.GraphModule, examples: tuple[torch.Tensor, ...], par
         needs_grad=tuple(bool(o.requires_grad) for o in metadata.output_info),
         returns_views=any(o.output_type is not OutputType.non_alias for o in metadata.output_info),
     )
+
+
+def mark_calls(graph: fx.Graph) -> None:
+    """Names every node in its own ``custom`` entry, which tracing hands on to all that is computed for it (``served_call``)."""
+    for node in graph.nodes:
+        node.meta["custom"] = {"call": node.name}
+
+
+def served_call(node: fx.Node) -> str | None:
+    """The call of the stage's module for which a node of its forward or backward graph computes; None where none is marked."""
+    found: str | None = node.meta.get("custom", {}).get("call")
+    return found
 
 
 def writes(graph: fx.Graph) -> bool:

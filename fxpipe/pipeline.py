@@ -7,6 +7,7 @@ from typing import Any
 from fxpipe.errors import OptionError, unknown
 from fxpipe.format_rules import FormatRules
 from fxpipe.ir.cost import CostTable
+from fxpipe.joint import AUTO, PARTITIONERS, partitioner_for
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Observer, Pipeline
 from fxpipe.passes.annotate import AnnotateCosts
@@ -38,6 +39,7 @@ PASSES: dict[str, type[Pass]] = {
     )
 }
 CHOICES = {
+    "partitioner": (AUTO, *PARTITIONERS),
     "stage_compiler": ("none", "inductor"),
     "loss_reduction": ("mean", "sum"),
 }
@@ -52,7 +54,8 @@ class Options:
     each pattern of a node's name, operator or module path (``fnmatch``; the first that matches counts) such a format:
     ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.
     min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
-    loss, and compute copies of parameters again. partitioner: what forward saves, ``min-cut`` or ``default``.
+    loss, and compute copies of parameters again. partitioner: what forward saves (``lower-stages``); ``auto`` is ``min-bytes``
+    with a format, else ``min-cut``.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
     stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks
@@ -68,7 +71,7 @@ class Options:
     format: str | None = None
     min_bytes: int = MIN_BYTES
     exact_forms: bool = True
-    partitioner: str = "min-cut"
+    partitioner: str = AUTO
     objective: str = "time"
     device: str = "cpu"
     bandwidth: str = "10GB/s"
@@ -121,7 +124,7 @@ def default_pipeline(
             ),
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),
-            LowerStages(partitioner=options.partitioner),
+            LowerStages(partitioner=partitioner_for(options.partitioner, options.format)),
             ChooseSavePoints(format=options.format, min_bytes=options.min_bytes, exact_forms=options.exact_forms),
             CompressSavePoints(),
         ),

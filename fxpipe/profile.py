@@ -64,7 +64,7 @@ def measured_costs(
     sums = [sum(seconds[call.key][i] for call in found.calls) for i in range(2)]
     factors = [w / s if w and s else 1.0 for w, s in zip(whole, sums, strict=True)]
     scaled = {key: (f * factors[0], b * factors[1]) for key, (f, b) in seconds.items()}
-    table = cost_table(graph_module, found, lambda call: scaled[call.key], _device_name(inputs), "measured")
+    table = cost_table(graph_module, found, lambda call: scaled[call.key], device_name(inputs), "measured")
     return table.at(sizes) if sizes else table
 
 
@@ -119,16 +119,16 @@ class _Runner:
         forward, backward = [], []
         for _ in range(1 + WHOLE_REPEATS):
             values = [self._own(n, x) for n, x in zip(placeholders, inputs, strict=True)]
-            _wait()
+            wait_for_device()
             start = time.perf_counter()
             outputs = [t for t in tensors_of(module(*values)) if t.requires_grad]
-            _wait()
+            wait_for_device()
             forward.append(time.perf_counter() - start)
             if outputs and leaves:
                 received = [torch.ones_like(t) for t in outputs]
                 start = time.perf_counter()
                 torch.autograd.grad(outputs, leaves, received, allow_unused=True)
-                _wait()
+                wait_for_device()
                 backward.append(time.perf_counter() - start)
         return statistics.median(forward[1:]), statistics.median(backward[1:]) if backward else 0.0
 
@@ -177,10 +177,10 @@ def _time(
     end = time.perf_counter() + budget_seconds
     while len(samples) < at_least or time.perf_counter() < end:
         prepared = prepare()
-        _wait()
+        wait_for_device()
         start = time.perf_counter()
         result = action(prepared)
-        _wait()
+        wait_for_device()
         samples.append(time.perf_counter() - start)
         del result
     return samples
@@ -284,11 +284,13 @@ def _random_state_kept() -> Any:
     return torch.random.fork_rng(devices, device_type=kind.type if kind else "cuda")
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
+    """Until an accelerator, if there is one, has done all that it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
-def _device_name(inputs: Sequence[torch.Tensor]) -> str:
+def device_name(inputs: Sequence[torch.Tensor]) -> str:
+    """Of the device that the inputs are on."""
     where = inputs[0].device if inputs else torch.device("cpu")
-    return processor_name() if where.type == "cpu" else str(torch.get_device_module(where).get_device_name(where))
+    return processor_name() if where.type == "cpu" else str(torch.get_device_module(where).getdevice_name(where))

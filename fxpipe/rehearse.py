@@ -36,7 +36,7 @@ def rehearse(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any], n_ste
     """
     pipe = LocalPipe(plan.spec(), plan.model)
     durations: dict[tuple[int, Type], list[float]] = {}
-    with _restored(plan.model):
+    with restored(plan.model):
         for step in range(n_steps):
             pipe.step(*args, **kwargs)
             for event in pipe.events if step else ():
@@ -60,7 +60,8 @@ def _cuts(plan: Plan) -> tuple[CutCost, ...]:
 
 
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
+    """Inside, the model has no gradients; after it, gradients, buffers and random state are those of before."""
     grads = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     for p, _ in grads:

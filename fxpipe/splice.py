@@ -191,6 +191,7 @@ class _Splice:
             if "custom" in node.meta:
                 call = segment.calls[node.meta["custom"]["call"]]
                 copied.meta |= {k: call.meta[s] for k, s in _PLACES.items() if k in node.meta and s in call.meta}
+                copied.meta["custom"] = {"call": call.name}
             copies[node] = self.known[token] = copied
 
     def _placeholder(self, name: str, like: fx.Node) -> fx.Node:

@@ -1,7 +1,7 @@
 """choose-save-points decides what to do with each saved value; compress-save-points puts the nodes in."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -131,12 +131,17 @@ class CompressSavePoints(Pass):
 
 
 def compress_halves(
-    forward: fx.GraphModule, backward: fx.GraphModule, n_outputs: int, points: Iterable[SavePoint]
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    n_outputs: int,
+    points: Iterable[SavePoint],
+    channels_last: Collection[fx.Node] = (),
 ) -> None:
     """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_producers``.
 
     ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
-    saved values in the same order first. Raises VerifyError where a point names a value that is not saved.
+    saved values in the same order first. The values of ``channels_last`` will have their memory in that order, whatever
+    their strides say, and are stored in it. Raises VerifyError where a point names a value that is not saved.
     """
     import fxpipe.triton_kernels.ops  # noqa: F401  (registers the operators)
 
@@ -147,7 +152,7 @@ def compress_halves(
         raise VerifyError(f"the compression plan names {missing[0]!r}, which forward does not save; it saves {names}")
     outputs = returned(forward.graph)
     sizes = [n for n in outputs[n_outputs:] if not is_tensor(n)]
-    rewrite = _Rewrite(backward.graph, sizes, dict(pairs))
+    rewrite = _Rewrite(backward.graph, sizes, dict(pairs), channels_last)
     tensors = [
         t
         for index, (node, placeholder) in enumerate(pairs)
@@ -162,8 +167,14 @@ def compress_halves(
 class _Rewrite:
     """What forward saves instead of each value, and backward makes of it; ``sizes``: the symbolic ones that forward saves."""
 
-    def __init__(self, backward: fx.Graph, sizes: list[fx.Node], known: dict[fx.Node, fx.Node]) -> None:
-        self.backward, self.sizes, self.known = backward, sizes, known
+    def __init__(
+        self,
+        backward: fx.Graph,
+        sizes: list[fx.Node],
+        known: dict[fx.Node, fx.Node],
+        channels_last: Collection[fx.Node],
+    ) -> None:
+        self.backward, self.sizes, self.known, self.channels_last = backward, sizes, known, channels_last
         self.fakes = _Fakes()
         self.exact_fakes: Fakes = {}
 
@@ -175,12 +186,16 @@ class _Rewrite:
         if point.decision == "pack":
             return self._pack(node, placeholder, ExactForm.parse(point.format), sizes)
         format = formats.BFPFormat.parse(point.format)
-        planes = _insert_compress(node, format, self.fakes, index)
-        _insert_decompress(node, placeholder, planes, sizes, format, self.fakes, index)
+        order = memory_order(node.meta["val"]) if format.rows else self._order(node)
+        planes = _insert_compress(node, format, order, self.fakes, index)
+        _insert_decompress(node, placeholder, planes, sizes, format, order, self.fakes, index)
         return planes
 
+    def _order(self, node: fx.Node) -> list[int]:
+        return [0, 2, 3, 1] if node in self.channels_last else memory_order(node.meta["val"])
+
     def _pack(self, node: fx.Node, placeholder: fx.Node, form: ExactForm, sizes: list[int | fx.Node]) -> list[fx.Node]:
-        order = memory_order(node.meta["val"])
+        order = self._order(node)
         stored = insert_store(node, _last_use(node), form, order, self.exact_fakes)
         taken = _placeholders_before(placeholder, [stored])[0]
         value = insert_restore(taken, first_user(placeholder), form, node, sizes, order, self.exact_fakes)
@@ -213,11 +228,12 @@ class _Fakes:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], tuple[list[torch.Tensor], torch.Tensor]] = {}
 
-    def of(self, val: torch.Tensor, format: formats.BFPFormat) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The planes that store ``val``, and what they are decompressed to."""
-        key = str((val.shape, val.stride(), val.dtype, val.device)), str(format)
+    def of(
+        self, val: torch.Tensor, format: formats.BFPFormat, order: list[int]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """The planes that store ``val`` in that order, and what they are decompressed to."""
+        key = str((val.shape, val.stride(), order, val.dtype, val.device)), str(format)
         if key not in self._known:
-            order = memory_order(val)
             seed = val.new_empty(1, dtype=torch.int64)
             planes = torch.ops.fxpipe.bfp_compress.default(val, str(format), order, seed)
             restored = torch.ops.fxpipe.bfp_decompress.default(
@@ -227,7 +243,9 @@ class _Fakes:
         return self._known[key]
 
 
-def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes, index: int) -> list[fx.Node]:
+def _insert_compress(
+    node: fx.Node, format: formats.BFPFormat, order: list[int], fakes: _Fakes, index: int
+) -> list[fx.Node]:
     """The compress node after the last forward use of ``node`` or of a view of it, and one node for each plane."""
     graph, val = node.graph, node.meta["val"]
     at = _last_use(node)
@@ -235,10 +253,10 @@ def _insert_compress(node: fx.Node, format: formats.BFPFormat, fakes: _Fakes, in
     if format.compress_needs_seed:
         at = _insert_seed(node, at, index)
         seed = (at,)
-    arguments: tuple[Any, ...] = (node, str(format), memory_order(val), *seed)
+    arguments: tuple[Any, ...] = (node, str(format), order, *seed)
     with graph.inserting_after(at):
         whole = graph.call_function(torch.ops.fxpipe.bfp_compress.default, arguments, name=f"compress_{node.name}")
-    describe(whole, node, fakes.of(val, format)[0])
+    describe(whole, node, fakes.of(val, format, order)[0])
     planes = []
     at = whole
     for i, plane in enumerate(format.planes(1)):
@@ -300,6 +318,7 @@ def _insert_decompress(
     planes: Sequence[fx.Node],
     sizes: Sequence[int | fx.Node],
     format: formats.BFPFormat,
+    order: list[int],
     fakes: _Fakes,
     index: int,
 ) -> None:
@@ -309,10 +328,10 @@ def _insert_decompress(
     seed: tuple[fx.Node, ...] = ()
     if format.decompress_needs_seed:
         seed = (_insert_seed(stored[0], before.prev, index),)
-    arguments: tuple[Any, ...] = (stored, str(format), list(sizes), memory_order(val), val.dtype, *seed)
+    arguments: tuple[Any, ...] = (stored, str(format), list(sizes), order, val.dtype, *seed)
     with graph.inserting_before(before):
         value = graph.call_function(torch.ops.fxpipe.bfp_decompress.default, arguments, name=f"decompress_{node.name}")
-    describe(value, node, fakes.of(val, format)[1])
+    describe(value, node, fakes.of(val, format, order)[1])
     placeholder.replace_all_uses_with(value)
     graph.erase_node(placeholder)
 

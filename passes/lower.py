@@ -11,7 +11,7 @@ from fxpipe.graph_module import copy_graph_module, returned, set_returned
 from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
-from fxpipe.joint import PARTITIONERS, Halves, trace_halves
+from fxpipe.joint import PARTITIONERS, Halves, mark_calls, trace_halves
 from fxpipe.pass_base import Pass
 from fxpipe.save_points import share_storages
 from fxpipe.splice import Templates, spliced_halves
@@ -21,8 +21,8 @@ from fxpipe.splice import Templates, spliced_halves
 class LowerStages(Pass):
     """Traces each stage's forward and backward into one joint graph and cuts it in two.
 
-    ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``default`` saves what
-    eager autograd would. Neither changes a number.
+    ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``min-bytes`` also
+    where that takes another pass over memory, ``default`` saves what eager autograd would. None changes a number.
 
     Before::
 
@@ -81,9 +81,10 @@ def lower_stage(
 
     In the last stage only the output at ``loss_index`` is differentiated; the others are detached.
     """
+    module = copy_graph_module(module)
     if last:
-        module = copy_graph_module(module)
         _detach_outputs(module, keep=loss_index)
+    mark_calls(module.graph)
     placeholders = module.graph.find_nodes(op="placeholder")
     flags = (*needs_grad, *[False] * (len(placeholders) - len(received)))
     examples = tuple(n.meta["val"].detach().requires_grad_(f) for n, f in zip(placeholders, flags, strict=True))

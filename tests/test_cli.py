@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ def test_what_is_not_asked_is_left_to_the_options():
         "json": False,
         "dump": None,
         "save": None,
+        "at": [],
         "topology": None,
         "sweep": False,
         "explain": None,
@@ -37,9 +39,16 @@ def test_dynamic_dimensions_are_gathered_by_input():
     assert arguments.dynamic == [("input_ids", [0, 1]), ("labels", [0])]
 
 
+def test_sizes_are_read():
+    line = "plan demo:gpt --topology 4@1GB/s --at batch=16 --at input_ids:1=256"
+    assert parser().parse_args(line.split()).at == [("batch", 0, 16), ("input_ids", 1, 256)]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("plan demo:gpt --at length=16", "argument --at: 'length=16' is not a size of the inputs, such as batch=16 or"),
+        ("plan demo:gpt --at batch=0", "argument --at: 'batch=0' is not a size of the inputs"),
         ("plan demo:gpt --ranks 0", "argument --ranks: '0' is not a number of 1 or more"),
         ("plan demo:gpt --ranks two", "argument --ranks: 'two' is not a number of 1 or more"),
         (
@@ -81,3 +90,25 @@ def test_costs_have_units(field, value, text):
     from fxpipe.commands import _quantity
 
     assert _quantity(field, value) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("plan demo:mlp --at batch=8", "a plan that runs is made for its example inputs; give --at with --topology"),
+        ("show demo:mlp --at batch=8 --measured", "measured times hold for the example's sizes alone"),
+        ("show demo:mlp --at batch=8 --dynamic 0:0", "--dynamic leaves sizes open and --at gives them; leave one out"),
+        ("plan demo:mlp --topology 2@1GB/s --at nope:0=8", "unknown input 'nope'; known: 0, 1, batch"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(line, message, capsys):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_for_another_batch_is_of_that_batch(capsys):
+    main(["plan", "demo:mlp", "--topology", "1@1GB/s", "--json", "--at", "batch=256"])
+    larger = json.loads(capsys.readouterr().out)
+    main(["plan", "demo:mlp", "--topology", "1@1GB/s", "--json"])
+    example = json.loads(capsys.readouterr().out)
+    assert example["bottleneck_seconds"] < larger["bottleneck_seconds"]

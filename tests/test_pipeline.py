@@ -43,6 +43,12 @@ def test_options_from_a_mapping():
     assert Options.from_mapping({"n_ranks": 2, "format": "bfp4b32"}) == Options(n_ranks=2, format="bfp4b32")
 
 
+@pytest.mark.parametrize(("format", "partitioner"), [(None, "min-cut"), ("bfp4b32", "min-bytes")])
+def test_values_are_computed_again_for_memory_where_they_are_compressed(format, partitioner):
+    (step,) = (s for s in default_pipeline(Options(format=format)).passes if s.name == "lower-stages")
+    assert step.partitioner == partitioner
+
+
 def test_an_unknown_option_lists_the_known():
     known = ", ".join(sorted(f.name for f in dataclasses.fields(Options)))
     with pytest.raises(OptionError) as caught:
@@ -61,7 +67,7 @@ def test_an_unknown_option_lists_the_known():
         ("format", "bfp4", "bfp4"),
         ("format", "bfp9b32", "bfp9b32"),
         ("min_bytes", -1, "min_bytes is -1; expected at least 0"),
-        ("partitioner", "max-cut", "unknown partitioner 'max-cut'; known: default, min-cut"),
+        ("partitioner", "max-cut", "unknown partitioner 'max-cut'; known: auto, default, min-bytes, min-cut"),
         ("objective", "beauty", "beauty"),
         ("device", "abacus", "unknown device 'abacus'; known: "),
         ("bandwidth", "fast", "fast"),

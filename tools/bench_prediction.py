@@ -1,11 +1,12 @@
-"""Predicted step times beside measured ones: a profile measured node by node, then stages that run in this process.
+"""Predicted step times beside measured ones: costs measured node by node in the whole model, then stages run in this process.
 
-    python tools/bench_prediction.py [--rounds 7] [--cuts 20] [--models gpt,cnn] [--json] [--check]
+    python tools/bench_prediction.py [--rounds 5] [--cuts 20] [--models gpt,cnn] [--json] [--check]
 
 Each demo model is cut into 1, 2 and 4 stages that run one after the other; the prediction of a step is the sum over stages
-and microbatches. Then the GPT is cut into 4 stages at random ``--cuts`` times, and Kendall's tau compares the order of the
-slowest stages, predicted and measured. All times are CPU seconds of this process with one thread, which other processes
-disturb less than the clock's; medians over rounds, the cuts in turn. ``--check`` exits with 1 where a figure misses its bound.
+and microbatches. Each round measures the profile anew, then a few steps; the error is the median over rounds. Then the GPT is
+cut in 4 ``--cuts`` times at random, and Kendall's tau compares the order of their slowest stages, predicted and measured.
+All times are CPU seconds of this process, one thread, which other processes disturb less than the clock's; numbers of
+stages, and cuts, take turns. ``--check`` exits with 1 where a figure misses its bound.
 """
 
 import argparse
@@ -16,25 +17,21 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 import fxpipe
-from fxpipe.api import call_arguments, trace_microbatch
+from fxpipe.api import call_arguments
 from fxpipe.demos import demo
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import StagePlan
-from fxpipe.passes.canonicalize import Canonicalize
-from fxpipe.passes.keep_loss import KeepLoss
-from fxpipe.profile import measured_costs
 from fxpipe.runtime.local import LocalPipe
+from fxpipe.stage_costs import costs_as_trained
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt": {"batch": 16, "length": 64, "width": 128, "n_layers": 4, "n_heads": 4},
@@ -45,6 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 N_MICROBATCHES = 4
 N_STAGES = (1, 2, 4)
+STEPS = 5
 MOST_ERROR = 0.15
 LEAST_TAU = 0.8
 
@@ -55,21 +53,17 @@ class Bench:
     def __init__(self, name: str) -> None:
         self.model, self.inputs = demo(name)(**SIZES[name])
         self.args, self.kwargs = call_arguments(self.inputs)
-        program, microbatches = trace_microbatch(self.model, self.args, self.kwargs, N_MICROBATCHES)
-        module = Canonicalize().run(KeepLoss().run(program)).graph_module
-        tensors = [x for x in tree_leaves((self.args, dict(self.kwargs))) if isinstance(x, Tensor)]
-        self.costs = measured_costs(module, microbatches.split(tensors)[0])
+        self.costs = self.measured()
 
-    def pipe(self, n_stages: int, costs: CostTable) -> tuple[LocalPipe, list[float]]:
-        """The model cut by these costs, and what each stage takes for a microbatch by the measured ones."""
+    def measured(self) -> CostTable:
+        """The profile, measured now."""
+        return costs_as_trained(self.model, self.args, self.kwargs, N_MICROBATCHES)
+
+    def pipe(self, n_stages: int, costs: CostTable) -> tuple[LocalPipe, tuple[StagePlan, ...]]:
+        """The model cut by these costs, and its stages."""
         options = fxpipe.Options(n_ranks=n_stages, n_microbatches=N_MICROBATCHES)
         plan = fxpipe.compile(self.model, self.inputs, options, costs=costs)
-        return LocalPipe(plan.spec(), self.model), [self.predicted(stage) for stage in plan.partition.stages]
-
-    def predicted(self, stage: StagePlan) -> float:
-        """Forward and backward seconds of a stage for one microbatch."""
-        rows = (self.costs[node] for node in (*stage.nodes, *stage.recomputed) if node in self.costs)
-        return sum(float(row.forward_seconds) + float(row.backward_seconds) for row in rows)
+        return LocalPipe(plan.spec(), self.model), plan.partition.stages
 
     def random_costs(self, seed: int) -> CostTable:
         """Costs under which the best cut is some other."""
@@ -93,21 +87,29 @@ class Bench:
         return total, stages
 
 
+def predicted(stages: Sequence[StagePlan], costs: CostTable) -> list[float]:
+    """Forward and backward seconds of each stage for one microbatch."""
+    rows = [[costs[node] for node in (*s.nodes, *s.recomputed) if node in costs] for s in stages]
+    return [sum(float(r.forward_seconds) + float(r.backward_seconds) for r in stage) for stage in rows]
+
+
 def steps(name: str, n_rounds: int) -> list[dict[str, Any]]:
-    """For each number of stages: the step predicted and measured."""
+    """For each number of stages: the step predicted and measured; the error is the median of those of the rounds."""
     bench = Bench(name)
     pipes = {n: bench.pipe(n, bench.costs) for n in N_STAGES}
-    measured: dict[int, list[float]] = defaultdict(list)
-    for round_, (n, (pipe, _)) in itertools.product(range(n_rounds + 2), pipes.items()):
-        seconds, _stages = bench.step(pipe)
-        if round_ >= 2:
-            measured[n].append(seconds)
+    pairs: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for _ in range(n_rounds):
+        costs = bench.measured()
+        seconds: dict[int, list[float]] = defaultdict(list)
+        for _step, (n, (pipe, _)) in itertools.product(range(1 + STEPS), pipes.items()):
+            seconds[n].append(bench.step(pipe)[0])
+        for n, (_, stages) in pipes.items():
+            pairs[n].append((sum(predicted(stages, costs)) * N_MICROBATCHES, statistics.median(seconds[n][1:])))
     rows = []
-    for n, (_, predicted) in pipes.items():
-        found = statistics.median(measured[n])
-        expected = sum(predicted) * N_MICROBATCHES
-        error = expected / found - 1
-        rows.append({"model": name, "stages": n, "predicted": expected, "measured": found, "error": error})
+    for n, found in pairs.items():
+        expected, measured = (statistics.median(column) for column in zip(*found, strict=True))
+        error = statistics.median(a / b for a, b in found) - 1
+        rows.append({"model": name, "stages": n, "predicted": expected, "measured": measured, "error": error})
     return rows
 
 
@@ -121,8 +123,8 @@ def ranking(name: str, n_cuts: int, n_rounds: int) -> tuple[float, list[dict[str
         if round_ >= 2:
             slowest[i].append(max(stages.values()))
     rows = [
-        {"predicted": max(predicted), "measured": statistics.median(found)}
-        for (_, predicted), found in zip(pipes, slowest, strict=True)
+        {"predicted": max(predicted(stages, bench.costs)), "measured": statistics.median(found)}
+        for (_, stages), found in zip(pipes, slowest, strict=True)
     ]
     return kendall_tau(rows), rows
 
@@ -139,7 +141,7 @@ def kendall_tau(rows: list[dict[str, float]]) -> float:
 def main() -> int:
     """Measures, prints, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cuts", type=int, default=20)
     parser.add_argument("--models", default=",".join(SIZES))
     parser.add_argument("--json", action="store_true")

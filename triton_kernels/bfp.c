@@ -41,11 +41,13 @@ typedef struct Job {
 
 static const uint8_t none[TILE]; /* zeros */
 
-/* The bytes that FRACTION adds; nothing for a hash. */
-static const uint8_t *noise_of(const Job *job, size_t start, Codes *bytes, int n) {
+/* The bytes that FRACTION adds. */
+static const uint8_t *noise_of(const Job *job, const void *values, int dtype, size_t start, Codes *bytes, int n) {
     if (job->format->noise == NO_NOISE) return none;
-    if (job->format->noise == HASHED) return 0;
-    seeded_bytes(job->seed, start / GROUP, bytes->words, n / GROUP, 0);
+    if (job->format->noise == HASHED)
+        hashed_bytes(values, bytes->codes, n, dtype);
+    else
+        seeded_bytes(job->seed, start / GROUP, bytes->words, n / GROUP, 0);
     return bytes->codes;
 }
 
@@ -72,11 +74,11 @@ static void compress_values(const Job *job, const void *values, int dtype, size_
     } else {
         float factors[TILE];
         reciprocal_factors(format, scales, units_of(format), factors, n_blocks);
-        const uint8_t *noise = noise_of(job, start, &bytes, n);
+        const uint8_t *noise = noise_of(job, values, dtype, start, &bytes, n);
         encode(format, values, dtype, factors, noise, codes.codes, n);
     }
     clear_not_finite(format, scales, codes.codes, n_blocks, mode == AS_STORED ? 0 : 1 << format->magnitude_bits);
-    pack(&job->codes, start / GROUP, codes.words, n / GROUP, mode);
+    pack(&job->codes, start / GROUP, &codes, n / GROUP, mode);
     store_scales(&job->scales, start / block, scales, n_blocks);
 }
 
@@ -100,14 +102,14 @@ static void compress_with_outliers(const Job *job, const float *values, size_t s
     } else {
         float factors[TILE];
         reciprocal_factors(format, scales, units_of(format), factors, n_blocks);
-        const uint8_t *noise = noise_of(job, start, &bytes, n);
+        const uint8_t *noise = noise_of(job, values, FLOAT32, start, &bytes, n);
         encode(format, values, FLOAT32, factors, noise, codes.codes, n);
     }
     all_to_stored(codes.words, n / GROUP, format->width, mode_of(format));
     int16_t *entries = job->outliers + start / block * format->outliers;
     encode_outliers(format, &found, scales, entries, codes.codes, n_blocks);
     clear_not_finite(format, scales, codes.codes, n_blocks, 0);
-    pack(&job->codes, start / GROUP, codes.words, n / GROUP, AS_STORED);
+    pack(&job->codes, start / GROUP, &codes, n / GROUP, AS_STORED);
     store_scales(&job->scales, start / block, scales, n_blocks);
 }
 
@@ -161,7 +163,7 @@ static void decompress_tile(const Job *job, size_t start, int n) {
     Codes codes;
     load_scales(&job->scales, start / block, scales, n_blocks);
     step_factors(format, scales, factors, n_blocks);
-    unpack(&job->codes, start / GROUP, codes.words, n_values / GROUP, in_float32 ? AS_STORED : mode_of(format));
+    unpack(&job->codes, start / GROUP, &codes, n_values / GROUP, in_float32 ? AS_STORED : mode_of(format));
     if (in_float32) {
         decompress_in_float32(job, &codes, scales, factors, values, start, n_blocks);
         from_float32(values, decoded, n_values, dtype, format->clamps);

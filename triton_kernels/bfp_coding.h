@@ -42,55 +42,57 @@ INLINE void encode_unsigned(const void *values, const float *restrict factors, u
 
 /* ---- even codes, by way of 1/256 steps and the noise ---- */
 
-/* Without `noise` a hash of the value's own bits is taken. The low byte of ROUND_BITS >> 8 is 0. */
-INLINE void fraction_unsigned(const void *values, const float *restrict factors, const uint8_t *restrict noise,
-                              uint8_t *restrict codes, int n, int magnitude_bits, int dtype, int run) {
-    const int32_t zero = ROUND_BITS >> 8, top = zero + (1 << magnitude_bits) - 1;
+/* Sums of 16 bits, of which codes are the high bytes once noise is added. They are held to what needs no check then: the
+ * greatest and the least code have no fraction, and a value that is not positive has code 0. */
+INLINE void sums_unsigned(const void *values, const float *restrict factors, uint16_t *restrict sums, int n,
+                          int magnitude_bits, int dtype, int run) {
+    const int32_t one = ROUND_BITS + 256, top = ROUND_BITS + 256 * ((1 << magnitude_bits) - 1);
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++) {
-            uint32_t bits = get(values, r * run + i, dtype);
-            uint32_t sum = bits_of(multiply_add(float_of(bits & ~SIGN), factors[r], ROUND + 128.0f));
-            uint32_t byte = noise ? noise[r * run + i] : hash_of(bits) >> 24;
-            int32_t code = greatest(least((int32_t)(sum + byte) >> 8, top), zero + 1);
-            codes[r * run + i] = (uint8_t)((int32_t)bits > 0 ? code : 0);
+            int32_t bits = (int32_t)get(values, r * run + i, dtype);
+            int32_t sum = (int32_t)bits_of(multiply_add(float_of((uint32_t)bits & ~SIGN), factors[r], ROUND + 128.0f));
+            sum = greatest(least(sum, top), one);
+            sums[r * run + i] = (uint16_t)(bits > 0 ? sum : 0);
         }
 }
 
-/* Codes plus 2^M. Of -x it is -((n + u) >> 8) = (-n + 255 - u) >> 8, and 255 - u is u with its bits flipped. */
-INLINE void fraction_signed(const void *values, const float *restrict factors, const uint8_t *restrict noise,
-                            uint8_t *restrict codes, int n, int magnitude_bits, int dtype, int run) {
-    const int32_t offset = 1 << magnitude_bits, zero = ROUND_BITS >> 8;
+/* Of codes plus 2^M. */
+INLINE void sums_signed(const void *values, const float *restrict factors, uint16_t *restrict sums, int n,
+                        int magnitude_bits, int dtype, int run) {
+    const int32_t offset = 1 << magnitude_bits, zero = ROUND_BITS;
     const float added = ROUND + (float)(256 * offset);
     for (int r = 0; r < n / run; r++)
         for (int i = 0; i < run; i++) {
-            uint32_t bits = get(values, r * run + i, dtype), flip = (uint32_t)((int32_t)bits >> 31);
-            uint32_t sum = bits_of(multiply_add(float_of(bits), factors[r], added));
-            uint32_t byte = noise ? noise[r * run + i] ^ flip >> 24 : (hash_of(bits) ^ flip) >> 24;
-            int32_t code = greatest((int32_t)(sum + byte) >> 8, zero + 1);
-            codes[r * run + i] = (uint8_t)least(code, zero + 2 * offset - 1);
+            float sum = multiply_add(float_of(get(values, r * run + i, dtype)), factors[r], added);
+            int32_t held = greatest(least((int32_t)bits_of(sum), zero + 256 * (2 * offset - 1)), zero + 256);
+            sums[r * run + i] = (uint16_t)held;
         }
+}
+
+/* Below `middle` values are negative. Of -x the code is -((n + u) >> 8) = (-n + 255 - u) >> 8, and 255 - u is u with its
+ * bits flipped. */
+static void add_noise(const uint16_t *restrict sums, const uint8_t *restrict noise, uint8_t *restrict codes, int n,
+                      uint16_t middle) {
+    for (int i = 0; i < n; i++) {
+        const uint16_t flip = sums[i] < middle ? 255 : 0;
+        codes[i] = (uint8_t)((uint16_t)(sums[i] + (noise[i] ^ flip)) >> 8);
+    }
 }
 
 static void encode_with_noise(const Format *format, const void *values, int dtype, const float *factors,
                               const uint8_t *noise, uint8_t *codes, int n) {
     const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;
-    if (format->is_unsigned && noise) {
-#define CALL(dtype, run) fraction_unsigned(values, factors, noise, codes, n, magnitude_bits, dtype, run)
-        FOR_DTYPE_AND_RUN(dtype, run, CALL)
-#undef CALL
-    } else if (format->is_unsigned) {
-#define CALL(dtype, run) fraction_unsigned(values, factors, 0, codes, n, magnitude_bits, dtype, run)
-        FOR_DTYPE_AND_RUN(dtype, run, CALL)
-#undef CALL
-    } else if (noise) {
-#define CALL(dtype, run) fraction_signed(values, factors, noise, codes, n, magnitude_bits, dtype, run)
+    uint16_t sums[TILE];
+    if (format->is_unsigned) {
+#define CALL(dtype, run) sums_unsigned(values, factors, sums, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     } else {
-#define CALL(dtype, run) fraction_signed(values, factors, 0, codes, n, magnitude_bits, dtype, run)
+#define CALL(dtype, run) sums_signed(values, factors, sums, n, magnitude_bits, dtype, run)
         FOR_DTYPE_AND_RUN(dtype, run, CALL)
 #undef CALL
     }
+    add_noise(sums, noise, codes, n, format->is_unsigned ? 0 : (uint16_t)(256 << magnitude_bits));
 }
 
 /* ---- codebooks ---- */
@@ -181,7 +183,7 @@ static void levels_of_codes(const Format *format, const uint8_t *codes, int16_t 
 
 /* ---- all codes ---- */
 
-/* `noise`: a byte a value, for FRACTION; nothing for a hash. */
+/* `noise`: a byte a value, for FRACTION. */
 static void encode(const Format *format, const void *values, int dtype, const float *factors, const uint8_t *noise,
                    uint8_t *codes, int n) {
     const int magnitude_bits = format->magnitude_bits, run = format->block < RUN ? 1 : RUN;

@@ -18,8 +18,13 @@ static void seeded_bytes(int64_t seed, size_t first_group, uint64_t *restrict wo
     }
 }
 
-/* Of a value's bits but for its sign: the random byte is the top one. */
-INLINE uint32_t hash_of(uint32_t bits) {
-    bits &= ~SIGN;
-    return (bits ^ bits >> 15) * WEYL;
+/* Of each value's bits but for its sign: the top byte of a product. */
+static void hashed_bytes(const void *values, uint8_t *restrict bytes, int n, int dtype) {
+#define CALL(dtype)                                                                                                    \
+    for (int i = 0; i < n; i++) {                                                                                      \
+        uint32_t bits = get(values, i, dtype) & ~SIGN;                                                                 \
+        bytes[i] = (uint8_t)((bits ^ bits >> 15) * WEYL >> 24);                                                        \
+    }
+    FOR_DTYPE(dtype, CALL)
+#undef CALL
 }

@@ -134,7 +134,7 @@ static void store_scales(const Planes *planes, size_t first, const int32_t *code
     }
     Codes bytes = {{0}};
     for (int b = 0; b < n_blocks; b++) bytes.codes[b] = (uint8_t)codes[b];
-    pack(planes, first / GROUP, bytes.words, (n_blocks + GROUP - 1) / GROUP, AS_STORED);
+    pack(planes, first / GROUP, &bytes, (n_blocks + GROUP - 1) / GROUP, AS_STORED);
 }
 
 static void load_scales(const Planes *planes, size_t first, int32_t *restrict codes, int n_blocks) {
@@ -144,6 +144,6 @@ static void load_scales(const Planes *planes, size_t first, int32_t *restrict co
         return;
     }
     Codes bytes;
-    unpack(planes, first / GROUP, bytes.words, (n_blocks + GROUP - 1) / GROUP, AS_STORED);
+    unpack(planes, first / GROUP, &bytes, (n_blocks + GROUP - 1) / GROUP, AS_STORED);
     for (int b = 0; b < n_blocks; b++) codes[b] = bytes.codes[b];
 }

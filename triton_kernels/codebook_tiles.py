@@ -1,7 +1,9 @@
-"""Codes with a codebook, on tiles in registers: nearest levels for four values at a time, a byte each, and back.
+"""Codes with a codebook, on tiles in registers: nearest levels and back.
 
-A byte is compared to all the levels' edges by addition: of the bytes that are greater, the top bit becomes one. As the
-edges rise, bit p of the index of the nearest level is the exclusive or of every 2^p-th of these.
+Where a polynomial rounds to the index of the nearest level (``codebook_polynomials``), that is some multiply-adds a value.
+Elsewhere four values are compared at a time, a byte each: a byte is compared to all the levels' edges by addition, and of
+the bytes that are greater, the top bit becomes one. As the edges rise, bit p of the index of the nearest level is the
+exclusive or of every 2^p-th of these. Back from indices, NVIDIA's byte permutation looks up four levels at a time.
 Source: US12277502B2 (codes whose levels are not evenly spaced).
 """
 
@@ -10,6 +12,8 @@ Source: US12277502B2 (codes whose levels are not evenly spaced).
 
 import triton
 import triton.language as tl
+
+from .pair_tiles import magnitude, permuted
 
 _PLACE = tl.constexpr(8388608)  # 2^23
 _PLACE_BITS = tl.constexpr(0x4B000000)
@@ -51,7 +55,7 @@ def _grid(bits, reciprocal, C: tl.constexpr):
         n = tl.maximum(tl.minimum(tl.maximum(n, 1), bits), 0)  # as in ``tiles``: zero for zeros alone
         return tl.minimum(n, 255).to(tl.uint32, bitcast=True)
     else:
-        n = tl.fma(tl.abs(x), reciprocal, _PLACE).to(tl.uint32, bitcast=True)
+        n = tl.fma(magnitude(bits) if C.packs else tl.abs(x), reciprocal, _PLACE).to(tl.uint32, bitcast=True)
         return tl.minimum(n, _PLACE_BITS + 255)
 
 
@@ -75,8 +79,32 @@ def _four(a, b, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def signs_of(a, b, C: tl.constexpr):
-    """Words that have the top bit of the bytes of ``on_grid`` where a value is below zero."""
+def by_polynomial(bits, reciprocal, C: tl.constexpr):
+    """Codes [N, 4] (uint32) of float32 bits, without signs, plus what ``tiles`` subtracts from words."""
+    x = bits.to(tl.float32, bitcast=True)
+    TOP: tl.constexpr = len(C.thresholds) if not C.unsigned else len(C.thresholds) - 1
+    if C.unsigned or C.scale_signed:
+        u = tl.fma(tl.fma(x, reciprocal, _ROUND), 1 / 128, (-_ROUND - C.origin) / 128)
+    else:
+        x = magnitude(bits) if C.packs and C.width < 5 else tl.abs(x)  # wider ones would not fit into the registers
+        u = tl.fma(tl.fma(x, reciprocal, _PLACE), 1 / 128, (-_PLACE - C.origin) / 128)
+    index = tl.full(u.shape, C.polynomial[-1], tl.float32)
+    for i in tl.static_range(len(C.polynomial) - 2):
+        index = tl.fma(index, u, C.polynomial[len(C.polynomial) - 2 - i])
+    code = tl.fma(index, u, C.polynomial[0] + _ROUND).to(tl.int32, bitcast=True)
+    if C.unsigned:  # 0 for zeros alone
+        code = tl.maximum(tl.minimum(code + (1 - _ROUND_BITS), bits), 0)
+        return tl.minimum(code, TOP + 1).to(tl.uint32, bitcast=True)
+    else:
+        code = tl.minimum(code, _ROUND_BITS + TOP)
+        if C.scale_signed:
+            code = tl.maximum(code, _ROUND_BITS)
+        return code.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def signs_on_grid(a, b, C: tl.constexpr):
+    """Words that have the top bit of the bytes of ``grid`` where a value is below zero."""
     a = a.to(tl.uint32, bitcast=True)
     b = b.to(tl.uint32, bitcast=True)
     if C.dtype == 0:
@@ -94,7 +122,7 @@ def signs_of(a, b, C: tl.constexpr):
 
 
 @triton.jit
-def codes_of(n, signs, C: tl.constexpr):
+def codes_on_grid(n, signs, C: tl.constexpr):
     """Codes of the four bytes of each word ``n``, in the high bits of each byte; the others are zero."""
     INDEX_BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits
     index = _tops(n, 0, C) & _TOPS
@@ -148,16 +176,16 @@ def squeeze(word, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def levels_of(word, index, place_bits, C: tl.constexpr):
+def levels_of(word, index, place_bits, level_ptr, C: tl.constexpr):
     """The levels [N, 4] (float32), with their signs, of the fields ``index`` [1, 4] of ``word``."""
     up = 3 - index * C.width  # a field from bit 3 on counts eights, the bits of a byte
     field = tl.where(up > 0, word << tl.maximum(up, 0), word >> tl.maximum(-up, 0))
-    table = tl.full(field.shape, _table(C, 0), tl.int32)
+    table = tl.broadcast_to(_levels(0, level_ptr, C), field.shape)
     if len(C.levels) == 8:
-        table = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        table = tl.where(field & 32 != 0, _levels(1, level_ptr, C), table)
     elif len(C.levels) == 16:
-        upper = tl.where(field & 32 != 0, _table(C, 3), _table(C, 2))
-        lower = tl.where(field & 32 != 0, _table(C, 1), _table(C, 0))
+        upper = tl.where(field & 32 != 0, _levels(3, level_ptr, C), _levels(2, level_ptr, C))
+        lower = tl.where(field & 32 != 0, _levels(1, level_ptr, C), table)
         table = tl.where(field & 64 != 0, upper, lower)
     level = table.to(tl.uint32, bitcast=True) >> (field & (8 * min(len(C.levels) - 1, 3)))
     if C.scale_signed:
@@ -166,6 +194,104 @@ def levels_of(word, index, place_bits, C: tl.constexpr):
     if not C.unsigned:
         sign = (field << (28 - C.magnitude_bits)) & 0x80000000
         value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-        if C.levels[0] == 0:
+        if C.levels[0] == 0 or C.learned:
             value = value + 0.0  # no minus zero
     return value
+
+
+@triton.jit
+def _levels(place, level_ptr, C: tl.constexpr):
+    """Four levels, a byte each, those with their signs plus 128: of the format, or (int8) from memory."""
+    if not C.learned:
+        return tl.full([1, 1], _table(C, place), tl.int32)
+    if len(C.levels) == 2:
+        word = tl.load(level_ptr.to(tl.pointer_type(tl.int16))).to(tl.int32)
+    else:
+        word = tl.load(level_ptr.to(tl.pointer_type(tl.int32)) + place)
+    return tl.full([1, 1], 0x80808080 if C.scale_signed else 0, tl.uint32).to(tl.int32, bitcast=True) ^ word
+
+
+@triton.jit
+def values_by_table(low, high, step, level_ptr, C: tl.constexpr):
+    """A tile of floats (a, b), each [N, 4], from its words [N], with ``step`` [N, 1]: four levels are one instruction."""
+    if C.width == 5:
+        front, back = _four_of_five(low), _four_of_five(high)
+    else:
+        low = _four_bits_apart(low, C)
+        front, back, high = low, low >> 16, low
+    front, back = _level_bytes(front.expand_dims(1), level_ptr, C), _level_bytes(back.expand_dims(1), level_ptr, C)
+    four = tl.arange(0, 4).expand_dims(0)
+    low, high = low.expand_dims(1), high.expand_dims(1)
+    if C.dtype == 0:
+        FURTHER: tl.constexpr = 4 if C.width <= 4 else 0
+        return _looked_up(front, four, low, four, step, C), _looked_up(back, four, high, four + FURTHER, step, C)
+    else:
+        even = (four & 1) * 2
+        levels = tl.where(four < 2, front, back)
+        word = low if C.width <= 4 else tl.where(four < 2, low, high)
+        field = four * 2 if C.width <= 4 else even
+        return _looked_up(levels, even, word, field, step, C), _looked_up(levels, even + 1, word, field + 1, step, C)
+
+
+@triton.jit
+def _looked_up(levels, byte, word, field, step, C: tl.constexpr):
+    """A byte of ``levels``, times a step, with the sign of that field of ``word``, whose fields are 4 or 5 bits apart."""
+    level = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
+    ZERO: tl.constexpr = _PLACE + 128 if C.scale_signed else _PLACE
+    SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
+    sign = word << 0
+    if SIGNED:
+        sign = (word << (31 - C.magnitude_bits - field * max(C.width, 4)).to(tl.uint32)) & 0x80000000
+    if C.learned or (SIGNED and C.levels[0] == 0):  # level 0 has no sign
+        level -= ZERO
+        if SIGNED:
+            level = (level.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True) + 0.0
+        return level * step
+    else:
+        value = (level - ZERO) * step
+        if SIGNED:
+            value = (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+        return value
+
+
+@triton.jit
+def _four_bits_apart(word, C: tl.constexpr):
+    """Eight fields of up to 4 bits."""
+    if C.width < 4:
+        word = _apart(_apart(_apart(word, C.width * 4, 16), C.width * 2, 8), C.width, 4)
+    return word
+
+
+@triton.jit
+def _apart(word, BITS: tl.constexpr, DISTANCE: tl.constexpr):
+    """Pairs of fields of so many bits, side by side, to that distance."""
+    FIRST: tl.constexpr = _every(BITS, 2 * DISTANCE)
+    return (word & FIRST) | ((word & (FIRST << BITS)) << (DISTANCE - BITS))
+
+
+@triton.constexpr_function
+def _every(bits: int, distance: int) -> int:
+    """So many bits set, and again at every multiple of a distance."""
+    return sum(((1 << bits) - 1) << place for place in range(0, 32, distance))
+
+
+@triton.jit
+def _four_of_five(word):
+    """The indices of four fields of 5 bits, without the sign above them, 4 bits apart."""
+    return (word & 0xF) | ((word >> 1) & 0xF0) | ((word >> 2) & 0xF00) | ((word >> 3) & 0xF000)
+
+
+@triton.jit
+def _level_bytes(selector, level_ptr, C: tl.constexpr):
+    """Four levels, a byte each."""
+    index = selector & (0x1111 * min(len(C.levels) - 1, 7))
+    few = _levels(0, level_ptr, C)
+    more = few if len(C.levels) <= 4 else _levels(1, level_ptr, C)
+    levels = permuted(few, more, index)
+    if len(C.levels) == 16:  # the upper levels as what sets them apart from the lower ones
+        upper = (selector >> 3) & 0x1111
+        upper = (upper | (upper << 8)) & 0x00110011
+        upper = (upper | (upper << 4)) & 0x01010101
+        apart = permuted(few ^ _levels(2, level_ptr, C), more ^ _levels(3, level_ptr, C), index)
+        levels ^= apart & (upper * 255)
+    return levels

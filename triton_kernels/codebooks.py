@@ -120,3 +120,20 @@ def _rising(levels: list[int], least: int, greatest: int) -> list[int]:
     for i in reversed(range(len(levels))):
         levels[i] = min(levels[i], levels[i + 1] - 1 if i + 1 < len(levels) else greatest)
     return levels
+
+
+def cells(
+    levels: Sequence[int], n_levels: int, grid: range, *, signed: bool, first_is_zero: bool
+) -> tuple[list[int], list[int]]:
+    """The least and the greatest n of each code's cell; those at the ends reach as far beyond the level as before it.
+
+    Codes beyond the levels, up to ``n_levels``, have the last level's.
+    """
+    edges = [(a + b) // 2 for a, b in itertools.pairwise(levels)]
+    lowest = max(grid[0], 2 * levels[0] - edges[0]) if signed else 0
+    first = [lowest, *(edge + 1 for edge in edges)]
+    if first_is_zero:
+        first[1] = 1
+    last = [*edges, min(grid[-1], 2 * levels[-1] - first[-1])]
+    spare = n_levels - len(levels)
+    return first + first[-1:] * spare, last + last[-1:] * spare

@@ -1,8 +1,10 @@
 """What a kernel has to know of a format, as numbers; and which formats have kernels. Imports no torch, no triton."""
 
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from . import codebooks
+from .codebook_polynomials import Thresholds, polynomial
 from .format import DTYPES, BFPFormat
 
 ROUNDINGS = ("nearest", "trunc", "hash", "sr")
@@ -33,11 +35,18 @@ class Codec(NamedTuple):
     codebook: bool
     levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
     thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
+    origin: int
+    polynomial: tuple[float, ...]  # of (n - origin)/128, rounds to the index of a level; see ``codebook_polynomials``
+    learned: bool  # the levels above are not those of the tensor
+    first: tuple[int, ...]  # the least n of each index, where decoding is at random
+    last: tuple[int, ...]  # the greatest
+    dither: str
     outliers: int
     outlier_threshold: int
     outlier_extra_bits: int
     inexact: bool  # decoded values have more bits than the dtype
     clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
+    run: int  # groups in a row that a thread compresses: 64 bytes of values
     packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
 
     def __repr__(self) -> str:
@@ -50,6 +59,8 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
     scale = fmt.scale_kind
     levels = fmt.levels
     start = -128 if fmt.signed_levels else 0
+    cells = _cells(fmt)
+    origin, coefficients = _polynomial(fmt)
     return Codec(
         width=fmt.width,
         block=fmt.block,
@@ -71,25 +82,35 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
         thresholds=_thresholds(levels, start, fmt.unsigned),
+        origin=origin,
+        polynomial=coefficients,
+        learned=fmt.codebook == "learned",
+        first=cells[0],
+        last=cells[1],
+        dither=fmt.dither,
         outliers=fmt.outliers,
         outlier_threshold=fmt.outlier_threshold,
         outlier_extra_bits=fmt.outlier_extra_bits,
         inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
         clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
+        run=4 if packs and dtype != "float32" else 2,
         packs=packs,
     )
 
 
-def why_no_kernel(fmt: BFPFormat) -> str:
-    """Which part of ``fmt`` the kernels do not know: such formats are stored by the definition, in eager operators."""
+def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> str:
+    """Which part of ``fmt`` the kernel of that kind does not know: that goes by the definition, in eager operators."""
     parts = {
-        "+search": fmt.search,
-        ":learned": fmt.codebook == "learned",
-        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": fmt.outliers > 1
-        or (fmt.outliers == 1 and (fmt.signed_levels or (fmt.unsigned and fmt.outlier_threshold > 0))),
-        "+dither": bool(fmt.dither),
+        "+search": kind == "compress" and fmt.search,
+        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": kind == "compress"
+        and (fmt.outliers > 1 or (fmt.outliers == 1 and fmt.signed_levels) or _threshold_of_unsigned(fmt)),
+        "+dither of ':learned'": kind == "decompress" and bool(fmt.dither) and fmt.codebook == "learned",
     }
     return ", ".join(name for name, there in parts.items() if there)
+
+
+def _threshold_of_unsigned(fmt: BFPFormat) -> bool:
+    return fmt.unsigned and fmt.outlier_threshold > 0
 
 
 def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:
@@ -98,9 +119,30 @@ def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[in
     return (0, *edges[1:]) if unsigned and edges else tuple(edges)
 
 
+def _cells(fmt: BFPFormat) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if not (fmt.codebook and fmt.dither):
+        return (), ()
+    ends = codebooks.cells(
+        fmt.levels, fmt.n_levels, fmt.level_grid, signed=fmt.signed_levels, first_is_zero=fmt.unsigned
+    )
+    return tuple(ends[0]), tuple(ends[1])
+
+
+def _polynomial(fmt: BFPFormat) -> tuple[int, tuple[float, ...]]:
+    """Its origin and coefficients; none where comparing is as fast, or zeros have no sign."""
+    thresholds = _thresholds(fmt.levels, 0, fmt.unsigned)
+    if len(thresholds) < 3 or fmt.codebook == "learned" or (fmt.levels[0] == 0 and not fmt.unsigned):
+        return 0, ()
+    if fmt.signed_levels:
+        return polynomial(Thresholds(thresholds, -128, 128))
+    return polynomial(Thresholds(thresholds[fmt.unsigned :], 0, 256))
+
+
 def _significant_bits(fmt: BFPFormat) -> int:
     """Most significant bits of a decoded value."""
     mantissa_bits = fmt.scale_kind.mantissa_bits
+    if fmt.dither:
+        return 24
     if fmt.outliers:
         return 1 + fmt.magnitude_bits + fmt.outlier_extra_bits
     return fmt.grid_bits + (fmt.unsigned and not fmt.codebook) + (mantissa_bits and 1 + mantissa_bits)

@@ -3,7 +3,6 @@
 ``values`` are float32 [n_blocks, block], ``scales`` S float32 [n_blocks], codes int64 [n_blocks, block].
 """
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -130,12 +129,5 @@ def _away_from_zero(noise: tuple[Tensor, Tensor], fmt: BFPFormat) -> Tensor:
 
 
 def cells(levels: Sequence[int], fmt: BFPFormat) -> tuple[list[int], list[int]]:
-    """The least and the greatest n of each code's cell; those at the ends reach as far beyond the level as before it."""
-    edges = [(a + b) // 2 for a, b in itertools.pairwise(levels)]
-    lowest = max(fmt.level_grid[0], 2 * levels[0] - edges[0]) if fmt.signed_levels else 0
-    first = [lowest, *(edge + 1 for edge in edges)]
-    if fmt.unsigned:
-        first[1] = 1
-    last = [*edges, min(fmt.level_grid[-1], 2 * levels[-1] - first[-1])]
-    spare = fmt.n_levels - len(levels)
-    return first + first[-1:] * spare, last + last[-1:] * spare
+    """The least and the greatest n of each code's cell: ``codebooks.cells``."""
+    return codebooks.cells(levels, fmt.n_levels, fmt.level_grid, signed=fmt.signed_levels, first_is_zero=fmt.unsigned)

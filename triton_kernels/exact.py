@@ -18,7 +18,7 @@ from . import native
 _LIBRARY = torch.library.Library("fxpipe", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY.define("pack_bools(Tensor x) -> Tensor", tags=_TAGS)
-_LIBRARY.define("unpack_bools(Tensor packed, SymInt[] shape) -> Tensor", tags=_TAGS)
+_LIBRARY.define("unpack_bools(Tensor packed, SymInt[] shape, bool as_bytes=False) -> Tensor", tags=_TAGS)
 _LIBRARY.define("seed_of(Tensor x, int index) -> Tensor", tags=_TAGS)
 
 _GATHER = 0x0102040810204080
@@ -33,11 +33,13 @@ SEED_SAMPLE = 1024
 def _pack_bools(x: Tensor) -> Tensor:
     """uint8 [ceil(n / 8)] of bool ``x``, n values, row-major: value 8k + i is bit i of byte k; the last byte is filled with 0.
 
+    ``x`` may also be uint8, of zeros and ones.
+
     Raises:
-        TypeError: ``x`` is not bool.
+        TypeError: ``x`` is neither.
     """
-    _check_dtype("pack_bools", x, torch.bool)
-    flat = x.reshape(-1)
+    _check_bools(x)
+    flat = x.reshape(-1).view(torch.bool)
     if x.device.type == "cpu" and (packed := native.pack_bools(flat)) is not None:
         return packed
     if flat.numel() % 8 or flat.storage_offset() % 8:
@@ -47,8 +49,8 @@ def _pack_bools(x: Tensor) -> Tensor:
     return ((eights * _GATHER) >> 56).to(torch.uint8)
 
 
-def _unpack_bools(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """bool [*shape], contiguous: what ``pack_bools`` stored as ``packed``.
+def _unpack_bools(packed: Tensor, shape: Sequence[int], as_bytes: bool = False) -> Tensor:
+    """bool [*shape], contiguous: what ``pack_bools`` stored as ``packed``; ``as_bytes``: the same as uint8, zeros and ones.
 
     Raises:
         TypeError: ``packed`` is not uint8.
@@ -61,14 +63,18 @@ def _unpack_bools(packed: Tensor, shape: Sequence[int]) -> Tensor:
             f"fxpipe::unpack_bools: {numel} values, shape {list(shape)}, take the shape [{(numel + 7) // 8}], "
             f"not {list(packed.shape)}"
         )
-    if packed.device.type == "cpu" and (flat := native.unpack_bools(packed, numel)) is not None:
-        return flat.view(list(shape))
+    flat = native.unpack_bools(packed, numel) if packed.device.type == "cpu" else None
+    values = _unpacked(packed, numel) if flat is None else flat
+    return (values.view(torch.uint8) if as_bytes else values).view(list(shape))
+
+
+def _unpacked(packed: Tensor, numel: int) -> Tensor:
     bytes = torch.arange(256, device=packed.device)
     eights = (
         ((bytes * _SPREAD) & _SELECT).view(torch.uint8).ne(0).view(torch.int64)
     )  # of each byte, eight bools as one number
     values = eights.index_select(0, packed.to(torch.int32)).view(torch.bool)
-    return (values if len(values) == numel else values[:numel].clone()).view(list(shape))
+    return values if len(values) == numel else values[:numel].clone()
 
 
 def _seed_of(x: Tensor, index: int) -> Tensor:
@@ -91,14 +97,18 @@ def _check_dtype(operator: str, x: Tensor, expected: torch.dtype) -> None:
         raise TypeError(f"fxpipe::{operator} takes {expected}; found {x.dtype} {list(x.shape)}")
 
 
+def _check_bools(x: Tensor) -> None:
+    _check_dtype("pack_bools", x, torch.uint8 if x.dtype is torch.uint8 else torch.bool)
+
+
 def _pack_bools_fake(x: Tensor) -> Tensor:
-    _check_dtype("pack_bools", x, torch.bool)
+    _check_bools(x)
     return x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
 
 
-def _unpack_bools_fake(packed: Tensor, shape: Sequence[int]) -> Tensor:
+def _unpack_bools_fake(packed: Tensor, shape: Sequence[int], as_bytes: bool = False) -> Tensor:
     _check_dtype("unpack_bools", packed, torch.uint8)
-    return packed.new_empty(shape, dtype=torch.bool)
+    return packed.new_empty(shape, dtype=torch.uint8 if as_bytes else torch.bool)
 
 
 def _seed_of_fake(x: Tensor, index: int) -> Tensor:

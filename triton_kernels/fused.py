@@ -36,7 +36,9 @@ def why_not_fused(fmt: BFPFormat) -> str:
     """Which part of ``fmt`` the fused kernel does not know."""
     if fmt.compress_needs_seed:
         return "a seed"
-    return "tiles of rows" if fmt.rows else why_no_kernel(fmt)
+    if fmt.codebook == "learned":
+        return "levels learned from the values"
+    return "tiles of rows" if fmt.rows else why_no_kernel(fmt, "compress")
 
 
 def by_definition(x: Tensor, format: str, order: Sequence[int], activation: str, stored: str) -> list[Tensor]:

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from .kernels import compress_tile
-from .memory_tiles import load_values, store_pair, store_singles
+from .memory_tiles import load_values, store_loaded
+from .pair_tiles import float_bits
 
 
 @triton.jit
@@ -22,6 +23,7 @@ def fused_kernel(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     numel,
     ACTIVATION: tl.constexpr,
     STORED: tl.constexpr,
@@ -46,13 +48,13 @@ def fused_kernel(
     outlier_ptr += block
     if EVEN or rest == BLOCKS * C.block:
         _fused_tile(
-            x_ptr, y_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, rest, ACTIVATION, STORED, C, BLOCKS,
-            True,
+            x_ptr, y_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, rest, ACTIVATION, STORED, C,
+            BLOCKS, True,
         )  # fmt: skip
     else:
         _fused_tile(
-            x_ptr, y_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, rest, ACTIVATION, STORED, C, BLOCKS,
-            False,
+            x_ptr, y_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, rest, ACTIVATION, STORED, C,
+            BLOCKS, False,
         )  # fmt: skip
 
 
@@ -65,6 +67,7 @@ def _fused_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     rest,
     ACTIVATION: tl.constexpr,
     STORED: tl.constexpr,
@@ -73,14 +76,21 @@ def _fused_tile(
     FULL: tl.constexpr,
 ):
     N: tl.constexpr = BLOCKS * (C.block // 8)
-    a, b = load_values(x_ptr, rest, N, C.dtype, FULL)
-    u, v = _store_rounded(y_ptr, activated(a, ACTIVATION), activated(b, ACTIVATION), rest, N, C, FULL)
+    a, b = load_values(x_ptr, rest, N, C, FULL)
+    if C.dtype == 0:
+        u = activated(a, ACTIVATION).to(tl.int32, bitcast=True)
+        v = activated(b, ACTIVATION).to(tl.int32, bitcast=True)
+    else:
+        even, odd = float_bits(a, C)
+        u = _nearest_pair(activated(even, ACTIVATION), activated(odd, ACTIVATION), C).to(tl.int32, bitcast=True)
+        v = u
+    store_loaded(y_ptr, u, v, rest, N, C, FULL)
     if STORED == "output":
         a = u
         b = v
     if STORED != "none":
         compress_tile(
-            a, b, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, x_ptr, 0, rest, C, BLOCKS, FULL
+            a, b, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, x_ptr, 0, rest, C, BLOCKS, FULL
         )  # fmt: skip
 
 
@@ -97,24 +107,6 @@ def activated(bits, ACTIVATION: tl.constexpr):
     else:
         tl.static_assert(ACTIVATION == "gelu_tanh")  # (1 + tanh(z)) / 2 is the sigmoid of 2 z
         return x / (1.0 + tl.exp((x * x * x * 0.044715 + x) * -1.5957691216057308))
-
-
-@triton.jit
-def _store_rounded(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
-    """Write the tile of floats (a, b) in the dtype of C; returns the float32 bits of what is written."""
-    if C.dtype == 0:
-        store_singles(y_ptr, a, b, rest, N, FULL)
-        return a.to(tl.int32, bitcast=True), b.to(tl.int32, bitcast=True)
-    else:
-        pair = _nearest_pair(a, b, C)
-        store_pair(y_ptr, pair, rest, N, FULL)
-        pair = pair.to(tl.int32, bitcast=True)
-        if C.dtype == 1:
-            return pair << 16, pair & -0x10000
-        else:
-            low = pair.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            high = (pair >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-            return low.to(tl.int32, bitcast=True), high.to(tl.int32, bitcast=True)
 
 
 @triton.jit

@@ -11,8 +11,10 @@ data through shared memory first.
 import triton
 import triton.language as tl
 
-from .memory_tiles import load, load_codes, load_values, store_codes, store_values
-from .outlier_tiles import put_codes, put_values, take_out
+from .block_tiles import for_groups, numbers, store_for_blocks
+from .memory_tiles import load, load_codes, load_values, pairs, store_code_rows, store_values
+from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_out
+from .pair_tiles import float_bits
 from .scale_tiles import scales_of
 from .tiles import decode, encode
 
@@ -25,6 +27,7 @@ def compress_kernel(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     seed_ptr,
     numel,
     C: tl.constexpr,
@@ -32,6 +35,8 @@ def compress_kernel(
     EVEN: tl.constexpr,
 ):
     """Program i stores x[i * BLOCKS * block : (i + 1) * BLOCKS * block], of x [numel], in the format C.
+
+    The levels at level_ptr are read, not written.
 
     EVEN: numel is a multiple of BLOCKS * block. scale_ptr: a uint8 a block, scales of fewer bits not packed. Pointers to
     planes that the format does not have, and to a seed (int64) that it does not need, are not used; x_ptr is aligned to
@@ -48,11 +53,35 @@ def compress_kernel(
     outlier_ptr += block
     if EVEN or rest == BLOCKS * C.block:
         _compress_tile(
-            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, True
+            x_ptr,
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            seed_ptr,
+            group,
+            rest,
+            C,
+            BLOCKS,
+            True,
         )
     else:
         _compress_tile(
-            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, group, rest, C, BLOCKS, False
+            x_ptr,
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            seed_ptr,
+            group,
+            rest,
+            C,
+            BLOCKS,
+            False,
         )
 
 
@@ -63,7 +92,9 @@ def decompress_kernel(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     y_ptr,
+    seed_ptr,
     numel,
     place_bits,
     C: tl.constexpr,
@@ -81,15 +112,41 @@ def decompress_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
-    outlier_ptr += block
+    outlier_ptr += block * C.outliers
     y_ptr += block * C.block
     if EVEN or rest == BLOCKS * C.block:
         _decompress_tile(
-            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, True
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            y_ptr,
+            seed_ptr,
+            group,
+            rest,
+            place_bits,
+            C,
+            BLOCKS,
+            True,
         )
     else:
         _decompress_tile(
-            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, y_ptr, rest, place_bits, C, BLOCKS, False
+            code32_ptr,
+            code16_ptr,
+            code8_ptr,
+            scale_ptr,
+            outlier_ptr,
+            level_ptr,
+            y_ptr,
+            seed_ptr,
+            group,
+            rest,
+            place_bits,
+            C,
+            BLOCKS,
+            False,
         )
 
 
@@ -101,6 +158,7 @@ def _compress_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     seed_ptr,
     first_group,
     rest,
@@ -109,9 +167,22 @@ def _compress_tile(
     FULL: tl.constexpr,
 ):
     """Store the ``rest`` values at x_ptr; FULL: there are BLOCKS * block of them."""
-    a, b = load_values(x_ptr, rest, BLOCKS * (C.block // 8), C.dtype, FULL)
+    a, b = load_values(x_ptr, rest, BLOCKS * (C.block // 8), C, FULL)
     compress_tile(
-        a, b, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, seed_ptr, first_group, rest, C, BLOCKS, FULL
+        a,
+        b,
+        code32_ptr,
+        code16_ptr,
+        code8_ptr,
+        scale_ptr,
+        outlier_ptr,
+        level_ptr,
+        seed_ptr,
+        first_group,
+        rest,
+        C,
+        BLOCKS,
+        FULL,
     )
 
 
@@ -124,6 +195,7 @@ def compress_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     seed_ptr,
     first_group,
     rest,
@@ -131,32 +203,23 @@ def compress_tile(
     BLOCKS: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    """Store the tile (a, b) of float32 bits, of which ``rest`` values are; FULL: all."""
-    GROUPS: tl.constexpr = C.block // 8
-    N: tl.constexpr = BLOCKS * GROUPS
+    """Store the tile (a, b) as ``load_values`` has it, of which ``rest`` values are; FULL: all."""
+    N: tl.constexpr = BLOCKS * (C.block // 8)
     if C.outliers > 0:
-        stored, code, entry, own, a, b = take_out(a, b, BLOCKS, C)
-        entry = tl.broadcast_to(entry.expand_dims(1), [BLOCKS, GROUPS])
-        own = tl.reshape(tl.broadcast_to(own.expand_dims(1), [BLOCKS, GROUPS]), [N])
+        stored, code, entry, place, own, a, b = take_out(a, b, C)
     else:
-        stored, code = scales_of(a, b, BLOCKS, C)
-    stored = tl.broadcast_to(stored.expand_dims(1), [BLOCKS, GROUPS])
-    code = tl.broadcast_to(code.expand_dims(1), [BLOCKS, GROUPS])
-    group = tl.max_contiguous(tl.arange(0, N), 1)
+        stored, code = scales_of(a, b, C)
+        if C.dtype != 0:
+            a, b = float_bits(a, C)
+    store_for_blocks(scale_ptr, stored.to(tl.uint8), rest, N, C, FULL)
+    if C.outliers > 0:
+        store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
-    number = (first_group + group).to(tl.uint32) if C.rounding == "sr" else 0
-    low, high = encode(a, b, tl.reshape(code, [N]), seed, number, C)
+    counter = (first_group + numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
+    low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
     if C.outliers > 0:
-        low, high = put_codes(low, high, tl.reshape(entry, [N]), own, C)
-
-    keep = group // GROUPS * C.block < rest
-    store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
-    group = tl.reshape(group, [BLOCKS, GROUPS])
-    first = group % GROUPS == 0
-    first = first if FULL else first & (group * 8 < rest)
-    tl.store(scale_ptr + group // GROUPS, stored.to(tl.uint8), mask=first)
-    if C.outliers > 0:
-        tl.store(outlier_ptr + group // GROUPS, entry.to(tl.int16), mask=first)
+        low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
+    store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C, FULL)
 
 
 @triton.jit
@@ -166,7 +229,10 @@ def _decompress_tile(
     code8_ptr,
     scale_ptr,
     outlier_ptr,
+    level_ptr,
     y_ptr,
+    seed_ptr,
+    first_group,
     rest,
     place_bits,
     C: tl.constexpr,
@@ -180,8 +246,18 @@ def _decompress_tile(
     keep = group // GROUPS * C.block < rest
     low, high = load_codes(code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     code = load(scale_ptr + group // GROUPS, keep, FULL).to(tl.int32)
-    a, b = decode(low, high, code, place_bits, C)
-    if C.outliers > 0:
-        entry = load(outlier_ptr + group // GROUPS, keep, FULL).to(tl.int32)
-        a, b = put_values(a, b, low, high, entry, code, C)
-    store_values(y_ptr, a, b, code.expand_dims(1) == C.scale_nan, rest, N, C, FULL)
+    seed = tl.load(seed_ptr) if C.dither != "" else 0
+    counter = (first_group + group).to(tl.uint32) if C.dither != "" else 0
+    a, b = decode(low, high, code, place_bits, seed, counter, level_ptr, C)
+    nan = code.expand_dims(1) == C.scale_nan
+    if C.dtype != 0:
+        a = pairs(a, b, nan, C)
+    OUTLIERS: tl.constexpr = C.outliers
+    for i in tl.static_range(OUTLIERS):
+        entry = load(outlier_ptr + group // GROUPS * C.outliers + i, keep, FULL).to(tl.int32)
+        index, outlier = outliers_of(low, high, entry, code, C)
+        if C.dtype == 0:
+            a, b = put_values(a, b, index, outlier, C)
+        else:
+            a = put_pairs(a, index, pairs(outlier, outlier, nan, C), C)
+    store_values(y_ptr, a, b, rest, N, C, FULL)

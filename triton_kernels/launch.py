@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
-from . import packing
+from . import learned, packing
 from .codec import codec
 from .format import GROUP, BFPFormat, Plane
 from .fused_kernels import fused_kernel
@@ -26,6 +26,12 @@ TILE = 4096
 """Values that one program handles: 32 a thread."""
 
 N_WARPS = 4
+_REGISTERS = 40
+"""Of a thread at most, on NVIDIA: so few are enough, and the compiler takes more where it may."""
+
+_REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
+"""There they would spill with 40."""
+
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
 
@@ -38,6 +44,7 @@ _PLANE_POINTERS = {
     "code8_ptr": "*u8",
     "scale_ptr": "*u8",
     "outlier_ptr": "*i16",
+    "level_ptr": "*u8",
 }
 _ALIGNMENT = 16
 """Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
@@ -51,10 +58,13 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     numel = x_flat.numel()
     constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
     planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    if fmt.codebook == "learned":
+        levels = [level & 255 for level in learned.levels_of(x_flat, fmt)]
+        planes[-1] = torch.tensor(levels, dtype=torch.uint8, device=x_flat.device)
     if not statically_known_true(numel == 0):
         x_flat = _aligned(x_flat)
         arguments = (x_flat, *_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
-        _launch(compress_kernel, arguments, constants, numel, tile)
+        _launch(compress_kernel, arguments, constants, fmt, numel, tile)
     return _stored_planes(planes, fmt)
 
 
@@ -69,12 +79,19 @@ def activate_and_compress(
     if not statically_known_true(numel == 0):
         x_flat = _aligned(x_flat)
         constants |= {"ACTIVATION": activation, "STORED": stored}
-        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, numel, tile)
+        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, fmt, numel, tile)
     return (y, *_stored_planes(planes, fmt))
 
 
-def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype, tile: int = TILE) -> Tensor:
-    """The values [numel] of ``dtype`` that ``planes``, contiguous, store."""
+def decompress(
+    planes: Sequence[Tensor],
+    fmt: BFPFormat,
+    numel: int,
+    dtype: torch.dtype,
+    seed: Tensor | None = None,
+    tile: int = TILE,
+) -> Tensor:
+    """The values [numel] of ``dtype`` that ``planes``, contiguous, store. ``seed``: as above, for formats with ``+dither``."""
     constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if not statically_known_true(numel == 0):
@@ -82,9 +99,9 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - fmt.outliers :]]
-        arguments = (*_arguments(planes, fmt, planes[0]), y, numel, PLACE_BITS)
-        _launch(decompress_kernel, arguments, constants, numel, tile)
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
+        arguments = (*_arguments(planes, fmt, planes[0]), y, planes[0] if seed is None else seed, numel, PLACE_BITS)
+        _launch(decompress_kernel, arguments, constants, fmt, numel, tile)
     return y
 
 
@@ -96,16 +113,17 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     Does not work under ``TRITON_INTERPRET=1``.
     """
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
-    return _compiled(target, KERNELS[kind], constants, dtype, numel)
+    return _compiled(target, KERNELS[kind], constants, fmt, dtype, numel)
 
 
 def compile_fused_for(target: GPUTarget, activation: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
     """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the activation alone."""
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
-    return _compiled(target, fused_kernel, {**constants, "ACTIVATION": activation, "STORED": stored}, dtype, numel)
+    constants |= {"ACTIVATION": activation, "STORED": stored}
+    return _compiled(target, fused_kernel, constants, fmt, dtype, numel)
 
 
-def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], dtype: str, numel: int) -> Any:
+def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BFPFormat, dtype: str, numel: int) -> Any:
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
@@ -118,7 +136,8 @@ def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], dtype: 
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": N_WARPS})
+    architecture = int(target.arch) if target.backend == "cuda" else 0
+    return triton.compile(source, target=target, options=_options(fmt, architecture, "ACTIVATION" in constants))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -127,13 +146,32 @@ def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -
     return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": statically_known_true(numel % tile == 0)}
 
 
-def _launch(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], numel: int, tile: int) -> None:
+def _launch(
+    kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], fmt: BFPFormat, numel: int, tile: int
+) -> None:
     """A program for each tile of ``numel`` values, on the device of the first argument, or recorded where that is fake."""
     first, n_programs = arguments[0], (numel + tile - 1) // tile
-    if is_fake(first):
-        kernel = torch.library.wrap_triton(kernel)
-    with contextlib.nullcontext() if is_fake(first) else on_device(first):
-        kernel[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
+    if is_fake(first):  # Inductor, which will compile it, knows no limit of registers
+        torch.library.wrap_triton(kernel)[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
+        return
+    with on_device(first):
+        kernel[(n_programs,)](*arguments, **constants, **_options(fmt, _architecture(first), "ACTIVATION" in constants))
+
+
+def _options(fmt: BFPFormat, architecture: int, fused: bool) -> dict[str, int]:
+    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
+    slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
+    if not architecture or slow or fused:  # these take the registers that they want
+        return {"num_warps": N_WARPS}
+    more = fmt.codebook and architecture >= 100
+    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
+
+
+def _architecture(x: Tensor) -> int:
+    if not _on_nvidia():
+        return 0
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
 
 
 def _on_nvidia() -> bool:
@@ -144,7 +182,16 @@ def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
     """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
     n_codes = len(fmt.group_planes)
     planes = fmt.planes(numel)
-    return [*planes[:n_codes], Plane("scale", "uint8", fmt.n_blocks(numel), 1), *planes[len(planes) - fmt.outliers :]]
+    return [
+        *planes[:n_codes],
+        Plane("scale", "uint8", fmt.n_blocks(numel), 1),
+        *planes[len(planes) - _n_ancillary(fmt) :],
+    ]
+
+
+def _n_ancillary(fmt: BFPFormat) -> int:
+    """Planes behind the scales."""
+    return (fmt.outliers > 0) + (fmt.codebook == "learned")
 
 
 def _stored_planes(planes: Sequence[Tensor], fmt: BFPFormat) -> tuple[Tensor, ...]:

@@ -11,6 +11,8 @@ values travel as pairs in an int32 ``w``: bfloat16's even value is ``w << 16`` a
 import triton
 import triton.language as tl
 
+from .block_tiles import as_rows, numbers, places, rows, store
+
 
 @triton.jit
 def load(pointers, keep, FULL: tl.constexpr):
@@ -21,71 +23,67 @@ def load(pointers, keep, FULL: tl.constexpr):
 
 
 @triton.jit
-def store(pointers, values, keep, FULL: tl.constexpr):
-    if FULL:
-        tl.store(pointers, values)
-    else:
-        tl.store(pointers, values, mask=keep)
-
-
-@triton.jit
-def load_values(x_ptr, rest, N: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):
-    """The tile (a, b) of float32 bits, each [N, 4], of the ``rest`` values at x_ptr; zeros beyond."""
-    if DTYPE == 0:
-        index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+def load_values(x_ptr, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
+    """The ``rest`` values at x_ptr, zeros beyond: float32 bits (a, b), each [N, 4], or twice the same pairs [N, 4]."""
+    if C.dtype == 0:
+        index = numbers(N, C).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
         bits_ptr = x_ptr.to(tl.pointer_type(tl.int32))
         return load(bits_ptr + index, index < rest, FULL), load(bits_ptr + index + 4, index + 4 < rest, FULL)
     else:
         if FULL:
-            pair = tl.reshape(tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4)), [N, 4])
+            pair = tl.reshape(tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + places(N, 4, C)), [N, 4])
         else:  # one by one: nothing behind the last value is touched
-            index = tl.arange(0, N * 8)
+            index = places(N, 8, C)
             value = tl.load(x_ptr.to(tl.pointer_type(tl.int16)) + index, mask=index < rest, other=0)
             even, odd = tl.split(tl.reshape(value, [N, 4, 2]))
             pair = (even.to(tl.int32) & 0xFFFF) | (odd.to(tl.int32) << 16)
-        if DTYPE == 1:
-            return pair << 16, pair & -0x10000
-        else:
-            return _half_bits(pair), _half_bits(pair >> 16)
+        return pair, pair
 
 
 @triton.jit
-def _half_bits(word):
-    """Float32 bits of the float16 in the low half of a word."""
-    return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def store_values(y_ptr, a, b, nan, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
-    """Write the tile of floats (a, b) as the ``rest`` values at y_ptr. ``nan`` [N, 1]: which groups' blocks are NaN."""
+def store_loaded(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
+    """Write a tile of bits, in the order and form of ``load_values``, as the ``rest`` values at y_ptr."""
     if C.dtype == 0:
-        store_singles(y_ptr, a, b, rest, N, FULL)
+        index = numbers(N, C).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+        bits_ptr = y_ptr.to(tl.pointer_type(tl.int32))
+        store(bits_ptr + index, a, index < rest, FULL)
+        store(bits_ptr + index + 4, b, index + 4 < rest, FULL)
+    elif FULL:
+        tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + places(N, 4, C), tl.reshape(a, [N * 4]))
     else:
-        store_pair(y_ptr, _half_floats(a, b, C) if C.dtype == 2 else _bfloats(a, b, nan, C), rest, N, FULL)
+        value = tl.join(a.to(tl.int16), (a >> 16).to(tl.int16))
+        index = places(N, 8, C)
+        tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit
-def store_singles(y_ptr, a, b, rest, N: tl.constexpr, FULL: tl.constexpr):
-    """Write a tile of float32 (a, b)."""
-    index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
-    store(y_ptr + index, a, index < rest, FULL)
-    store(y_ptr + index + 4, b, index + 4 < rest, FULL)
+def pairs(a, b, nan, C: tl.constexpr):
+    """Pairs of 16-bit values (uint32) of the floats (a, b). ``nan`` [N, 1]: which groups' blocks are NaN."""
+    if C.dtype == 2:
+        return _halves(a, b, C)
+    else:
+        return _bfloats(a, b, nan, C)
 
 
 @triton.jit
-def store_pair(y_ptr, pair, rest, N: tl.constexpr, FULL: tl.constexpr):
-    """Write a tile [N, 4] of pairs of 16-bit values (uint32)."""
-    if FULL:
-        pair = tl.reshape(pair, [N * 4]).to(tl.int32, bitcast=True)
-        tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), pair)
+def store_values(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
+    """Write the tile as the ``rest`` values at y_ptr: of float32 a and b, else the pairs a."""
+    if C.dtype == 0:
+        index = tl.arange(0, N).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+        store(y_ptr + index, a, index < rest, FULL)
+        store(y_ptr + index + 4, b, index + 4 < rest, FULL)
+    elif FULL:
+        tl.store(
+            y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), tl.reshape(a, [N * 4]).to(tl.int32, bitcast=True)
+        )
     else:
-        value = tl.join(pair.to(tl.int16), (pair >> 16).to(tl.int16))
+        value = tl.join(a.to(tl.int16), (a >> 16).to(tl.int16))
         index = tl.arange(0, N * 8)
         tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit
-def _half_floats(a, b, C: tl.constexpr):
+def _halves(a, b, C: tl.constexpr):
     """Pairs of float16 (uint32), clipped to the finite range if C.clip."""
     if C.packs:
         pair = tl.inline_asm_elementwise(
@@ -141,6 +139,29 @@ def store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, WIDTH
             tail = tail >> 16
         if WIDTH & 1:
             store(code8_ptr + group, tail.to(tl.uint8), keep, FULL)
+
+
+@triton.jit
+def store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C: tl.constexpr, FULL: tl.constexpr):
+    """Deal the words [N] of a tile to the planes, a run at a time, of which the tile's ``rest`` values take some."""
+    N: tl.constexpr = low.shape[0]
+    if C.width < 8:
+        group = rows(N, 1, C)
+        keep = group // (C.block // 8) * C.block < rest
+        low, high = as_rows(low, C), as_rows(high, C)
+        store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
+    else:
+        word = rows(N, 2, C)
+        keep = word // (C.block // 4) * C.block < rest
+        words = as_rows(tl.join(low, high), C).to(tl.int32, bitcast=True)
+        if word.shape[1] <= 4:
+            store(code32_ptr + word, words, keep, FULL)
+        else:  # 16 bytes at a time
+            first, second = tl.split(tl.permute(tl.reshape(words, [word.shape[0], 2, 4]), [0, 2, 1]))
+            word = tl.arange(0, word.shape[0]).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+            keep = word // (C.block // 4) * C.block < rest
+            store(code32_ptr + word, first, keep, FULL)
+            store(code32_ptr + word + 4, second, (word + 4) // (C.block // 4) * C.block < rest, FULL)
 
 
 @triton.jit

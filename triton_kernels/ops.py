@@ -105,7 +105,7 @@ def _decompress_with(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _encode_gpu(values: Tensor, fmt: BFPFormat, seed: Tensor | None) -> Sequence[Tensor]:
     from . import launch
 
-    if why_no_kernel(fmt):
+    if why_no_kernel(fmt, "compress"):
         return by_definition.compress(values, fmt, seed, _GPU_CHUNK)
     return launch.compress(values, fmt, seed)
 
@@ -115,9 +115,9 @@ def _decode_gpu(
 ) -> Tensor:
     from . import launch
 
-    if why_no_kernel(fmt):
+    if why_no_kernel(fmt, "decompress"):
         return by_definition.decompress(planes, fmt, numel, dtype, seed, _GPU_CHUNK)
-    return launch.decompress(planes, fmt, numel, dtype)
+    return launch.decompress(planes, fmt, numel, dtype, seed)
 
 
 def _compress_fake(x: Tensor, format: str, order: Sequence[int], seed: Tensor | None = None) -> list[Tensor]:

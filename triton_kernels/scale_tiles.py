@@ -9,22 +9,24 @@ Functions of tiles take the ``Codec`` C as a compile-time argument.
 import triton
 import triton.language as tl
 
+from .block_tiles import largest
+from .pair_tiles import doubled_extremes, doubled_largest, float_bits
+
 _SIGN_BIT = tl.constexpr(7)  # of a scale's code
 _GUESS = tl.constexpr(0x7EF27000)  # less the bits of a float, those of about its reciprocal
 
 
 @triton.jit
-def scales_of(a, b, BLOCKS: tl.constexpr, C: tl.constexpr):
-    """Scale codes [BLOCKS] (int32) of a tile of float32 bits (a, b) whose blocks are BLOCKS equal runs of groups.
+def scales_of(a, b, C: tl.constexpr):
+    """Scale codes [BLOCKS] (int32) of a tile (a, b) as it was loaded.
 
     Both as they are stored, and as they serve to encode: without the code that says that a block is zero.
     """
     if C.scale_signed:
-        positive = tl.maximum(_largest(a, b, BLOCKS), 0).to(tl.uint32, bitcast=True) << 1
-        opposite = _largest(a.to(tl.uint32, bitcast=True), b.to(tl.uint32, bitcast=True), BLOCKS) << 1
+        positive, opposite = _doubled_extremes(a, b, C)
         doubled = tl.maximum(positive, opposite)
     else:
-        doubled = _largest((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True), BLOCKS)
+        doubled = _doubled_largest(a, b, C)
     code = code_of(doubled, C)
     if C.scale_up or C.scale_base > 0:
         code = tl.minimum(code, C.scale_nan)
@@ -55,9 +57,27 @@ def exponent_of(code, C: tl.constexpr):
 
 
 @triton.jit
-def _largest(a, b, BLOCKS: tl.constexpr):
-    """The greatest integer of each block, infinities and NaNs among those on top."""
-    return tl.max(tl.reshape(tl.maximum(a, b), [BLOCKS, a.numel // BLOCKS]), axis=1)
+def _doubled_largest(a, b, C: tl.constexpr):
+    """Twice the bits of each block's largest magnitude; infinities and NaNs are on top."""
+    if C.dtype != 0 and C.packs:
+        return doubled_largest(a, C)
+    else:
+        if C.dtype != 0:
+            a, b = float_bits(a, C)
+        return largest(tl.maximum((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True)), C)
+
+
+@triton.jit
+def _doubled_extremes(a, b, C: tl.constexpr):
+    """The same of the values from 0 on, and of those below zero, if there are any."""
+    if C.dtype != 0 and C.packs:
+        return doubled_extremes(a, C)
+    else:
+        if C.dtype != 0:
+            a, b = float_bits(a, C)
+        positive = tl.maximum(largest(tl.maximum(a, b), C), 0).to(tl.uint32, bitcast=True)
+        opposite = largest(tl.maximum(a.to(tl.uint32, bitcast=True), b.to(tl.uint32, bitcast=True)), C)
+        return positive << 1, opposite << 1
 
 
 @triton.jit

@@ -26,8 +26,11 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from .codebook_tiles import codes_of, levels_of, on_grid, signs_of, squeeze
+from .codebook_tiles import by_polynomial, codes_on_grid, levels_of, on_grid, signs_on_grid, squeeze, values_by_table
+from .field_tiles import codes_of_learned, values_by_field
 from .noise_tiles import bytes_of, hashed, philox
+from .outlier_tiles import in_place
+from .pair_tiles import signs_of_pairs
 from .scale_tiles import reciprocal, step
 
 _SR_PURPOSE = tl.constexpr(0)
@@ -43,13 +46,18 @@ def _each_field(value: int, width: int) -> int:
 
 
 @triton.jit
-def encode(a, b, code, seed, group, C: tl.constexpr):
+def encode(a, b, code, seed, group, level_ptr, C: tl.constexpr):
     """Words (low, high) that hold the codes of a tile, under the scale's ``code`` [N] of each group's block.
 
-    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``.
+    ``high`` repeats ``low`` for widths to 4. ``seed`` (int64) and the number ``group`` [N] (uint32) are for ``sr``,
+    the levels (uint8) at ``level_ptr`` for learned codebooks.
     """
     PAIRED: tl.constexpr = C.dtype != 0
-    if C.codebook:
+    if C.learned:
+        inverse = reciprocal(code, 0, C).expand_dims(1)
+        u = codes_of_learned(a, inverse, level_ptr, C)
+        low, high = _pack(u, codes_of_learned(b, inverse, level_ptr, C), C.width, PAIRED)
+    elif C.codebook:
         low, high = _encode_codebook(a, b, code, C)
     elif C.rounding == "nearest":
         # One bit of magnitude at the greatest e8 has a reciprocal that is no normal float: all is doubled.
@@ -78,7 +86,8 @@ def _nearest(bits, inverse, C: tl.constexpr):
         DOUBLE: tl.constexpr = 1 if C.magnitude_bits == 1 else 0
         OFFSET: tl.constexpr = (_ROUND + (1 << C.magnitude_bits)) * (1 + DOUBLE)
         code = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
-        return tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        code = tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
+        return tl.maximum(code, _ROUND_BITS + 1) if in_place(C) else code
 
 
 @triton.jit
@@ -110,16 +119,16 @@ def _encode_by_noise(a, b, code, seed, group, C: tl.constexpr):
     PAIRED: tl.constexpr = C.dtype != 0
     inverse = reciprocal(code, 8, C).expand_dims(1)
     s, t = _offset_256ths(a, inverse, C), _offset_256ths(b, inverse, C)
-    a_low, a_high, b_low, b_high = _halves(s, t, PAIRED)
+    a_low, a_high, b_low, b_high = _halves_of_words(s, t, PAIRED)
     if C.rounding == "sr":
         u_low, u_high = philox(seed, group, _SR_PURPOSE)
         v_low, v_high = u_low >> 8, u_high >> 8
     elif C.rounding == "hash":
-        u_low, u_high, v_low, v_high = _halves(hashed(a, C.dtype == 1), hashed(b, C.dtype == 1), PAIRED)
+        u_low, u_high, v_low, v_high = _halves_of_words(hashed(a, C.dtype == 1), hashed(b, C.dtype == 1), PAIRED)
     else:
         u_low, u_high, v_low, v_high = a_low ^ a_low, a_high ^ a_high, b_low ^ b_low, b_high ^ b_high
-    low = _join(_rounded(a_low, u_low, C), _rounded(b_low, v_low, C), C.width)
-    high = _join(_rounded(a_high, u_high, C), _rounded(b_high, v_high, C), C.width)
+    low = _join(_rounded_at_random(a_low, u_low, C), _rounded_at_random(b_low, v_low, C), C.width)
+    high = _join(_rounded_at_random(a_high, u_high, C), _rounded_at_random(b_high, v_high, C), C.width)
     if C.width <= 4:
         low = low | (high << (4 * C.width))
         high = low
@@ -141,7 +150,7 @@ def _offset_256ths(bits, inverse, C: tl.constexpr):
 
 
 @triton.jit
-def _halves(a, b, PAIRED: tl.constexpr):
+def _halves_of_words(a, b, PAIRED: tl.constexpr):
     """Words with two values each, added up: 0 and 2, 4 and 6, 1 and 3, 5 and 7."""
     four = tl.arange(0, 4).expand_dims(0)
     N: tl.constexpr = a.shape[0]
@@ -155,7 +164,7 @@ def _halves(a, b, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def _rounded(word, noise, C: tl.constexpr):
+def _rounded_at_random(word, noise, C: tl.constexpr):
     """The codes from bit 8 on in each half of a word; below zero, noise is turned around."""
     negative = ((word >> (C.width + 7)) & 0x00010001) ^ 0x00010001
     return word + ((noise & 0x00FF00FF) ^ (negative * 255))
@@ -172,28 +181,50 @@ def _join(even, odd, WIDTH: tl.constexpr):
 @triton.constexpr_function
 def _excess(C) -> int:
     """What the constants in the codes of a word add up to."""
-    return 0 if C.unsigned or C.codebook or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
+    if C.codebook:
+        return _each_field(0x4B400000, C.width) if C.polynomial and not C.unsigned else 0
+    return 0 if C.unsigned or C.rounding != "nearest" else _each_field(0x4B400000, C.width)
 
 
 @triton.constexpr_function
 def _may_clip(C) -> bool:
     """Whether a value may come to -2^M steps."""
-    return C.rounding in ("nearest", "trunc")
+    return C.rounding in ("nearest", "trunc") and not in_place(C)
 
 
 @triton.jit
 def _encode_codebook(a, b, code, C: tl.constexpr):
     inverse = reciprocal(code, 0, C).expand_dims(1)
-    low, high = on_grid(a, b, inverse, C)
-    low_signs, high_signs = low, high
-    if not C.unsigned and not C.scale_signed:
-        low_signs, high_signs = signs_of(a, b, C)
-    low = squeeze(codes_of(low, low_signs, C), C.width)
-    high = squeeze(codes_of(high, high_signs, C), C.width)
-    if C.width <= 4:
-        low = low | (high << (4 * C.width))
-        high = low
+    if len(C.polynomial) > 0:
+        SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
+        PAIRS: tl.constexpr = SIGNED and C.packs and C.dtype == 1
+        u, v = by_polynomial(a, inverse, C), by_polynomial(b, inverse, C)
+        if PAIRS:
+            low_signs, high_signs = signs_of_pairs(((a >> 16) & 0xFFFF) | b, C)
+            low, high = _pack(u, v, C.width, True)
+            low, high = low + low_signs, high + high_signs
+        else:
+            if SIGNED:
+                u, v = _with_sign_bit(u, a, C), _with_sign_bit(v, b, C)
+            low, high = _pack(u, v, C.width, C.dtype != 0)
+    else:
+        low, high = on_grid(a, b, inverse, C)
+        low_signs, high_signs = low, high
+        if not C.unsigned and not C.scale_signed:
+            low_signs, high_signs = signs_on_grid(a, b, C)
+        low = squeeze(codes_on_grid(low, low_signs, C), C.width)
+        high = squeeze(codes_on_grid(high, high_signs, C), C.width)
+        if C.width <= 4:
+            low = low | (high << (4 * C.width))
+            high = low
     return low, high
+
+
+@triton.jit
+def _with_sign_bit(code, bits, C: tl.constexpr):
+    """The codes with the signs of floats above them; zeros have none."""
+    bits = (bits.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
+    return code + ((bits >> 31) << C.magnitude_bits)
 
 
 @triton.jit
@@ -240,14 +271,23 @@ def _finish(word, finite, C: tl.constexpr):
 
 
 @triton.jit
-def decode(low, high, code, place_bits, C: tl.constexpr):
+def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr):
     """A tile of floats (a, b), each [N, 4], from its words and the scale's ``code`` [N] (int32) of each group's block.
 
     ``place_bits`` is 0x4B000000, the bits of 2^23: where the compiler does not know them, it masks and sets a field in
-    one instruction.
+    one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
+    if C.dither != "":
+        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+    elif C.codebook and C.packs:
+        return values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
+    else:
+        return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, level_ptr, C)
+
+
+@triton.jit
+def _decode_fields(low, high, value, place_bits, level_ptr, C: tl.constexpr):
     WIDTH: tl.constexpr = C.width
-    value = step(code, C).expand_dims(1)
     if not C.unsigned and not C.codebook:
         low = _offset_codes(low, C)
         high = _offset_codes(high, C)
@@ -257,10 +297,14 @@ def decode(low, high, code, place_bits, C: tl.constexpr):
     if C.dtype != 0:
         word = low if WIDTH <= 4 else tl.where(four < 2, low, high)
         index = four * 2 if WIDTH <= 4 else (four & 1) * 2
-        return _floats(word, index, value, place_bits, C), _floats(word, index + 1, value, place_bits, C)
+        return _floats(word, index, value, place_bits, level_ptr, C), _floats(
+            word, index + 1, value, place_bits, level_ptr, C
+        )
     else:
         FURTHER: tl.constexpr = 4 if WIDTH <= 4 else 0
-        return _floats(low, four, value, place_bits, C), _floats(high, four + FURTHER, value, place_bits, C)
+        return _floats(low, four, value, place_bits, level_ptr, C), _floats(
+            high, four + FURTHER, value, place_bits, level_ptr, C
+        )
 
 
 @triton.jit
@@ -276,10 +320,10 @@ def _offset_codes(word, C: tl.constexpr):
 
 
 @triton.jit
-def _floats(word, index, value, place_bits, C: tl.constexpr):
+def _floats(word, index, value, place_bits, level_ptr, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return levels_of(word, index, place_bits, C) * value
+        return levels_of(word, index, place_bits, level_ptr, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 

@@ -31,8 +31,8 @@ def partition(arguments: Namespace) -> None:
     show(arguments, result)
 
 
-def show(arguments: Namespace, result: Result) -> None:
-    """Prints a plan, with what ``--sweep`` and ``--explain`` ask for, as a page or as JSON."""
+def show(arguments: Namespace, result: Result, title: str = "") -> None:
+    """Prints a plan, with what ``--sweep`` and ``--explain`` ask for, as a page, under its title if any, or as JSON."""
     swept = explain.sweep(result) if arguments.sweep else []
     if arguments.json:
         data = result.to_dict()
@@ -40,7 +40,7 @@ def show(arguments: Namespace, result: Result) -> None:
         data |= {} if arguments.explain is None else {"explanation": explain.answers_dict(result, arguments.explain)}
         print(json.dumps(data, indent=1))
         return
-    parts = [report.report(result)]
+    parts = [f"{title}\n{report.report(result)}" if title else report.report(result)]
     parts += [f"Fewer workers\n\n{explain.sweep_table(swept)}"] if arguments.sweep else []
     parts += [] if arguments.explain is None else [explain.explanation(result, arguments.explain)]
     print("\n\n".join(parts))

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from fxpipe import units
@@ -140,9 +141,11 @@ def _warnings(
     slowest = max(row.seconds for row in rows)
     if busiest[0] > slowest * (1 + 1e-9):
         seconds, k, unit = busiest
+        size = prod(level.size for level in topology.levels[:k])
+        whose = f"devices {unit * size}-{(unit + 1) * size - 1}" if k else f"device {unit}"
         found.append(
-            f"all traffic over the uplink of unit {unit} at level {k} takes {units.format_seconds(seconds)} for each "
-            f"microbatch, {seconds / slowest:.2f} x the bottleneck; stages that share this link will wait for it"
+            f"all traffic over the uplink of {whose} takes {units.format_seconds(seconds)} for each microbatch, "
+            f"{seconds / slowest:.2f} x the slowest stage: stages on this link wait for it, which no time here counts"
         )
     return found
 

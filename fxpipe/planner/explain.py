@@ -17,8 +17,10 @@ from fxpipe.planner.profile import Profile
 from fxpipe.tables import table
 
 MICROBATCH_FACTORS = (0.25, 0.5, 2.0, 4.0)
+MICROBATCH_TEXT = "The time for as much work as one microbatch is now:"
 UNLIMITED = 1e30  # bytes per second
 MOST_SWEPT = 16
+ALIKE = 0.05  # percent
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _move(result: Result, node: int, s: int, to: int) -> Move:
             together.add(target)
     kept = tuple(n for n in stage.nodes if n not in together)
     moved = tuple(n for n in stage.nodes if n in together)
-    name = f"{profile.names[node]} ({profile.ids[node]})"
+    name = _named(profile, node)
     if not kept:
         return Move(name, len(moved), s, to, None)
     stages = list(result.stages)
@@ -185,6 +187,12 @@ def _move(result: Result, node: int, s: int, to: int) -> Move:
     stages[to] = replace(stages[to], nodes=stages[to].nodes + moved if to < s else moved + stages[to].nodes)
     plan: Stages = tuple(stages)
     return Move(name, len(moved), s, to, evaluate(profile, result.topology, plan, result.problem.model))
+
+
+def _named(profile: Profile, node: int) -> str:
+    """``layer (id)``, or what both are."""
+    name, id = profile.names[node], str(profile.ids[node])
+    return name if name == id else f"{name} ({id})"
 
 
 def _edges_inside(profile: Profile, stage: Stage, forward: bool) -> Iterator[tuple[int, int]]:
@@ -203,10 +211,12 @@ def explanation(result: Result, node: str = "") -> str:
     parts = [
         f"What limits it\n\n{limit_text(result)}",
         f"What would help\n\n{answers_table(result, what_would_help(result))}",
-        f"Other microbatches\n\n{microbatch_table(result, microbatch_sizes(result))}",
+        f"Other microbatches\n\n{MICROBATCH_TEXT}\n\n{microbatch_table(result, microbatch_sizes(result))}",
     ]
     if here:
-        parts.append(f"Why {node or 'the cuts are'} here\n\n{moves_table(result, here)}")
+        what = "Moved" if node else "The nodes beside each cut, moved over it"
+        rows = moves_table(result, here)
+        parts.append(f"Why {node or 'the cuts are'} here\n\n{what} with all that must go along:\n\n{rows}")
     return "\n\n".join(parts)
 
 
@@ -219,10 +229,7 @@ def limit_text(result: Result) -> str:
     share = float(result.profile.compute_seconds[heaviest]) / (row.compute_seconds or 1.0)
     text = f"Stage {s}: its {row.limit} takes {units.format_seconds(row.seconds)} for each microbatch."
     if row.limit == "compute":
-        text += (
-            f" Its heaviest node is {result.profile.names[heaviest]} ({result.profile.ids[heaviest]}), "
-            f"{100 * share:.0f} % of the stage."
-        )
+        text += f" Its heaviest node is {_named(result.profile, heaviest)}, {100 * share:.0f} % of the stage."
         if len(stage.nodes) == 1:
             text += " It is alone there: no cut makes this stage faster, only more replicas or a smaller node do."
     elif row.limit == "all-reduce":
@@ -258,7 +265,7 @@ def microbatch_table(result: Result, answers: list[Answer]) -> str:
     for factor, a in zip(MICROBATCH_FACTORS, answers, strict=True):
         same_work = None if a.seconds is None else a.seconds / factor
         rows.append([a.change, *_times(result.bottleneck_seconds, same_work), a.replicas, _limit(a)])
-    return table(rows, ["change", "slowest, same work", "as fast", "replicas", "limit"])
+    return table(rows, ["change", "slowest", "as fast", "replicas", "limit"])
 
 
 def moves_table(result: Result, found: list[Move]) -> str:
@@ -276,11 +283,11 @@ def moves_table(result: Result, found: list[Move]) -> str:
                 move.node,
                 move.n_nodes,
                 where,
-                f"{units.format_seconds(seconds)} ({slower:+.1f} %)",
+                f"{units.format_seconds(seconds)} ({f'{slower:+.1f} %' if slower > ALIKE else 'as fast'})",
                 move.evaluation.bottleneck,
             ]
         )
-    return table(rows, ["node", "nodes that go along", "stage", "slowest then", "limit then"])
+    return table(rows, ["node", "nodes moved", "stage", "slowest then", "limit then"])
 
 
 def _times(before: float, after: float | None) -> tuple[str, str]:

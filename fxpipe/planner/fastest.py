@@ -29,13 +29,12 @@ from fxpipe.planner.ranges import Ranges, numbers_of_copies
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
-MOST_MOVES = 1 << 12
+MOST_MOVES = 1 << 16
 MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
 GAIN = 2e-3  # what another order must promise before it is searched on a large problem
 MOST_NUMBERED = 1 << 15  # nodes x devices for which other numberings of the devices are tried
-MOST_PAIRS_NUMBERED = 1 << 13  # pairs of cuts x orders
 MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
 
 
@@ -81,8 +80,8 @@ class _Fastest:
                 return self.best
             if sets is not None:
                 return self._over_all_sets(*known, sets)
-            for order in some_orders(self.graph)[: MOST_PAIRS_NUMBERED // len(known[1].after) + 1]:
-                self._along(order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
+            own_order = np.arange(self.graph.n)
+            self._along(own_order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
             return self.best
         orders = some_orders(self.graph)
         for at, order in enumerate(orders):
@@ -95,8 +94,8 @@ class _Fastest:
 
     def _sets(self, pairs: Pairs) -> Placement | None:
         """The placement on any set of devices, where an exact search over it is quick."""
-        n_moves = n_moves_of_sets(self.topology)
-        if n_moves > MOST_MOVES or len(pairs.after) * n_moves * self.layers > MOST_STEPS:
+        n_moves, different = n_moves_of_sets(self.topology)
+        if n_moves > MOST_MOVES or len(pairs.after) * different * self.layers > MOST_STEPS:
             return None
         return all_sets(self.topology, self.model)
 

@@ -31,6 +31,7 @@ MOST_LINKS = 1 << 22  # entries of the table of links
 SLACK = 1e-12
 MOST_LAST_TRIES = 8
 LAST_PRECISION = 1e-9
+FIRST_GAIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,13 @@ class Line:
             if high < inf or time > self.ceiling_seconds:
                 return None  # what limits the plan is not time
             low, time, step = time, time * step, min(step**2, 16.0)
+        gain = FIRST_GAIN if high < inf else 1.0  # a plan that had to beat another is seldom much better
         while best.seconds > low * (1 + precision):
-            middle = (low * best.seconds) ** 0.5
+            middle = max((low * best.seconds) ** 0.5, best.seconds * (1 - gain))
             if (found := self.feasible(middle)) is None:
                 low = middle
             else:
-                best = found
+                best, gain = found, min(2 * gain, 1.0)
         for _ in range(MOST_LAST_TRIES if precision <= 1e-4 else 0):
             time = best.seconds * (1 - LAST_PRECISION)
             if (found := self.feasible(time)) is None:

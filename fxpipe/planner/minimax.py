@@ -5,6 +5,7 @@ the least cost of this stage and all later ones: over every cut where the stage 
 with the best continuation. Costs combine by max (times) or by sum (bytes). O(pairs x moves), in numpy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -17,6 +18,7 @@ from fxpipe.planner.placement import Placement
 from fxpipe.planner.profile import Floats, Ints
 
 SLACK = 1e-12
+MOST_AT_ONCE = 1 << 15  # pairs
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def allowed(cuts: Cuts, pairs: Pairs, limits: Limits) -> Pairs:
 @dataclass(frozen=True)
 class Work:
     """The pairs that are quick enough as stages on certain devices: their time, the cut after them, and the cuts before
-    them, whose pairs begin at ``starts``."""
+    them, whose pairs begin at ``starts`` (one more: where the last ones end)."""
 
     seconds: Floats
     after: Ints
@@ -98,7 +100,16 @@ class _Search:
         self.into = _grouped(placement.target, self.moves, placement.n_states)
         first = self.moves[placement.like[self.moves] == self.moves]  # the others cost the same
         self.out_of = _grouped(placement.source, first, placement.n_states)
+        self.keys = self._keys()
         self.kept_work: dict[tuple[float, ...], Work] = {}
+
+    def _keys(self) -> dict[int, tuple[float, ...]]:
+        """What the work of a stage depends on, by move."""
+        place, moves = self.placement, np.concatenate(self.out_of)
+        own = place.own_link[moves] * self.model.serial_links
+        costs = place.replicas[moves].tolist(), place.all_reduce[moves].tolist(), own.tolist()
+        held = map(self._held, moves.tolist())
+        return dict(zip(moves.tolist(), zip(*costs, held, strict=True), strict=True))
 
     def _between(self, sums: Floats | Ints) -> Floats:
         return np.asarray(sums[self.pairs.after] - sums[self.pairs.before], dtype=np.float64)
@@ -126,9 +137,10 @@ class _Search:
         if rest is None:
             return
         begin = self._may_begin(moves, rest)
-        for move, after, able in zip(moves.tolist(), rest, begin, strict=True):
-            if able.any() and (values := self._values(move, after, able)).min() < inf:
-                here[move] = values
+        some = begin.any(axis=1)
+        moves, values = moves[some], self._values(moves[some].tolist(), rest[some], begin[some])
+        found = values.min(axis=1, initial=inf) < inf
+        here.update(zip(moves[found].tolist(), values[found], strict=True))
 
     def _may_begin(self, moves: Ints, rest: Floats) -> NDArray[np.bool_]:
         """Where the stage of each move may begin with less than ``below`` seconds of compute on each of its devices and of
@@ -141,21 +153,39 @@ class _Search:
         begin: NDArray[np.bool_] = (least[:, None] <= compute) & (compute <= most[:, None])
         return begin
 
-    def _values(self, move: int, rest: Floats, able: NDArray[np.bool_]) -> Floats:
-        """The least cost of a stage on the devices of a move and all after it, for each cut where it may begin."""
-        values = np.full(self.cuts.n, inf)
-        work = self._work(move)
-        window = np.flatnonzero(able)[[0, -1]]
-        first, last = np.searchsorted(work.before, [window[0], window[1] + 1])
-        if first == last:
-            return values
-        starts = work.starts[first:last]
-        chosen = slice(starts[0], work.starts[last] if last < len(work.starts) else None)
-        cost = rest[work.after[chosen]]
-        cost = cost if self.sum_of_bytes else np.maximum(work.seconds[chosen], cost)
-        values[work.before[first:last]] = np.minimum.reduceat(cost, starts - starts[0])
+    def _values(self, moves: list[int], rest: Floats, able: NDArray[np.bool_]) -> Floats:
+        """The least cost of a stage on the devices of each move and all after it, for each cut where it may begin; shape
+        (n moves, n cuts)."""
+        values, n = np.full(rest.shape, inf), self.cuts.n
+        windows = np.stack([able.argmax(axis=1), n - able[:, ::-1].argmax(axis=1)], axis=1)
+        parts: list[Work] = []
+        size = 0
+        for row, (move, window) in enumerate(zip(moves, windows, strict=True)):
+            work = self._work(move)
+            first, last = work.before.searchsorted(window).tolist()
+            low, high = work.starts[[first, last]].tolist()
+            if low < high:
+                chosen, shift = slice(low, high), row * n
+                starts = work.starts[first:last] - (low - size)
+                parts.append(
+                    Work(work.seconds[chosen], work.after[chosen] + shift, work.before[first:last] + shift, starts)
+                )
+                size += high - low
+            if size > MOST_AT_ONCE:
+                self._enter(values, rest, parts)
+                parts, size = [], 0
+        self._enter(values, rest, parts)
         values[~able | (values >= self.below)] = inf
         return values
+
+    def _enter(self, values: Floats, rest: Floats, parts: Sequence[Work]) -> None:
+        """The values of several moves at once, whose cuts are numbered through the rows of ``values`` and ``rest``."""
+        if parts:
+            cost = rest.ravel()[np.concatenate([part.after for part in parts])]
+            if not self.sum_of_bytes:
+                cost = np.maximum(np.concatenate([part.seconds for part in parts]), cost)
+            starts = np.concatenate([part.starts for part in parts])
+            values.ravel()[np.concatenate([part.before for part in parts])] = np.minimum.reduceat(cost, starts)
 
     def _continuations(self, moves: Ints, state: int, before: dict[int, Floats], first: bool) -> Floats | None:
         """The least cost of all after each cut, for each of the moves; shape (n moves, n cuts)."""
@@ -171,8 +201,13 @@ class _Search:
             return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
         if self.model.serial_links:
             return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
-        links = self.placement.links(moves, known)
-        return np.stack([np.maximum(values, row[:, None] * self.cuts.crossing).min(axis=0) for row in links])
+        links, crossing = self.placement.links(moves, known), self.cuts.crossing
+        at = np.flatnonzero(values.min(axis=0) < inf)
+        values, crossing = values[:, at], crossing[at]
+        rest = np.full((len(moves), self.cuts.n), inf)
+        for row, seconds_per_byte in zip(rest, links, strict=True):
+            row[at] = np.maximum(values, seconds_per_byte[:, None] * crossing).min(axis=0)
+        return rest
 
     def _known(self, state: int, before: dict[int, Floats]) -> Ints:
         """The moves into a state that may be part of a plan."""
@@ -181,14 +216,7 @@ class _Search:
 
     def _work(self, move: int) -> Work:
         """The pairs that may be a stage on the devices of a move, with less than ``below`` seconds of work."""
-        place = self.placement
-        r = int(place.replicas[move])
-        key = (
-            r,
-            float(place.all_reduce[move]),
-            self._held(move),
-            float(place.own_link[move]) * self.model.serial_links,
-        )
+        key = self.keys[move]
         if key not in self.kept_work:
             if (len(self.kept_work) + 1) * len(self.compute) > 1 << 23:
                 self.kept_work.clear()
@@ -201,7 +229,7 @@ class _Search:
         if not fits.all():
             seconds, before, after = seconds[fits], before[fits], after[fits]
         starts = np.flatnonzero(np.diff(before, prepend=-1))
-        return Work(seconds, after, before[starts], starts)
+        return Work(seconds, after, before[starts], np.append(starts, len(after)))
 
     def _held(self, move: int) -> int:
         if self.limits.memory_bytes is None:
@@ -261,4 +289,7 @@ class _Search:
 
 
 def _grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
-    return [moves[keys[moves] == key] for key in range(n)]
+    """The moves by key, each in ascending order."""
+    keys = keys[moves]
+    order = np.argsort(keys, kind="stable")
+    return np.split(moves[order], np.searchsorted(keys[order], np.arange(1, n)))

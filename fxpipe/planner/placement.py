@@ -7,7 +7,7 @@ before them. What the cost model charges depends on a move (all-reduce, replicas
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import comb, prod
 
 import numpy as np
 
@@ -48,10 +48,14 @@ class Placement:
         return int(self.target.max()) + 1
 
 
-def n_moves_of_sets(topology: Topology) -> int:
-    """How many moves ``all_sets`` would have."""
+def n_moves_of_sets(topology: Topology) -> tuple[int, int]:
+    """How many moves ``all_sets`` would have, and how many of them that differ in more than the numbers of machines."""
     inner = topology.levels[0].size
-    return int(((inner + 1) * (inner + 2) // 2) ** (topology.n_devices // inner))
+    in_group = (inner + 1) * (inner + 2) // 2
+    different = in_group
+    for level in topology.levels[1:]:
+        different = comb(different + level.size - 1, level.size)
+    return int(in_group ** (topology.n_devices // inner)), different
 
 
 def all_sets(topology: Topology, model: CostModel) -> Placement:
@@ -106,7 +110,8 @@ def _first_alike(topology: Topology, which: Ints) -> Ints:
     key = which
     for level in topology.levels[1:]:
         inside = np.sort(key.reshape(len(key), -1, level.size), axis=2)
-        key = np.unique(inside.reshape(-1, level.size), axis=0, return_inverse=True)[1].reshape(len(key), -1)
+        number = inside @ (int(key.max()) + 1) ** np.arange(level.size)
+        key = np.unique(number, return_inverse=True)[1].reshape(number.shape)
     _, first, group = np.unique(key[:, 0], return_index=True, return_inverse=True)
     return np.asarray(first[group.ravel()], dtype=np.int64)
 

@@ -33,7 +33,7 @@ def report(result: Result) -> str:
         "",
         table(rows, COLUMNS),
         "",
-        f"slowest   {units.format_seconds(found.bottleneck_seconds)} for each microbatch: {found.bottleneck}",
+        f"slowest   {units.format_seconds(found.bottleneck_seconds)} for each microbatch (*): {found.bottleneck}",
         f"bound     {units.format_seconds(result.lower_bound_seconds)}; {_quality(result)}",
         f"moved     {units.format_bytes(found.communication_bytes)} for each microbatch over all cuts, both ways",
         f"load      the busiest device computes {found.load_ratio:.3f} x the mean",

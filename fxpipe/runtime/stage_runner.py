@@ -89,15 +89,15 @@ class StageRunner:
         graphs: StageGraphs,
         model: nn.Module,
         constants: Mapping[str, Tensor],
-        compiler: str = "none",
+        compiler: str | Compiler = "none",
         separate: frozenset[str] = frozenset(),
     ) -> None:
         self.graphs = graphs
         self.separate = separate
         self.separate_grads: dict[str, Tensor] = {}
         self._tensors: dict[str, Tensor] = {**constants, **named_tensors(model)}
-        self._forward = COMPILERS[compiler](graphs.forward)
-        self._backward = COMPILERS[compiler](graphs.backward)
+        build = COMPILERS[compiler] if isinstance(compiler, str) else compiler
+        self._forward, self._backward = build(graphs.forward), build(graphs.backward)
         self._saved: dict[int, list[Tensor | None]] = {}
         self.events: list[Event] = []
         """When each forward and backward ran, in this process's clock; whoever reads them clears them."""

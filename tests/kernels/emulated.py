@@ -9,7 +9,7 @@ from kernels.ptx import Kernel, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import BFPFormat, launch, packing
+from fxpipe.triton_kernels import BFPFormat, launch, learned, packing
 
 SEED = torch.tensor(0x1234_5678_9ABC_DEF0)
 
@@ -30,13 +30,17 @@ def compiled_for(target: int, kind: launch.Kind, fmt: BFPFormat, dtype: torch.dt
 
 
 def compress(ptx: Kernel, x: Tensor, fmt: BFPFormat, before: int = 0, fuse: bool = False) -> list[Tensor]:
-    """The planes of ``x``, which follow ``before`` whole tiles of other values."""
+    """The planes of ``x``, which follow ``before`` whole tiles of other values, but for the levels."""
     memory, numel = Memory(), x.numel()
     behind = before * launch.TILE
     source = memory.place(_bytes(x)) - behind * x.itemsize
-    planes = launch._kernel_planes(fmt, numel)
+    planes = [plane for plane in launch._kernel_planes(fmt, numel) if plane.name != "level"]
     at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
-    arguments = [source, *_pointers(at, fmt, behind), memory.place(_bytes(SEED.view(1))), behind + numel]
+    pointers = _pointers(at, fmt, behind)
+    if fmt.codebook == "learned":
+        levels = [level & 255 for level in learned.levels_of(x, fmt)]
+        pointers[-1] = memory.place(_bytes(torch.tensor(levels, dtype=torch.uint8)))
+    arguments = [source, *pointers, memory.place(_bytes(SEED.view(1))), behind + numel]
     emulate(ptx, memory, arguments, _programs(numel, before), fuse)
     stored = [_tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(at, planes, strict=True)]
     n_codes = len(fmt.group_planes)
@@ -70,9 +74,11 @@ def decompress(
     memory, n_codes = Memory(), len(fmt.group_planes)
     behind = before * launch.TILE
     scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel)).to(torch.uint8)
-    at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales, *planes[len(planes) - fmt.outliers :])]
+    behind_scales = planes[len(planes) - launch._n_ancillary(fmt) :]
+    at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales, *behind_scales)]
     y = memory.place(_bytes(torch.empty(numel, dtype=dtype)), writable=True)
-    arguments = [*_pointers(at, fmt, behind), y - behind * dtype.itemsize, behind + numel, launch.PLACE_BITS]
+    seed = memory.place(_bytes(SEED.view(1)))
+    arguments = [*_pointers(at, fmt, behind), y - behind * dtype.itemsize, seed, behind + numel, launch.PLACE_BITS]
     emulate(ptx, memory, arguments, _programs(numel, before), fuse)
     return _tensor(memory.at(y, numel * dtype.itemsize), dtype)
 
@@ -84,8 +90,11 @@ def _programs(numel: int, before: int) -> range:
 def _pointers(at: Sequence[int], fmt: BFPFormat, behind: int) -> list[int]:
     """The planes' addresses in the order of the kernels' arguments, as if ``behind`` values came first; 0 for none."""
     planes = launch._kernel_planes(fmt, behind)
-    by_name = {plane.name: address - plane.n_bytes for plane, address in zip(planes, at, strict=True)}
-    return [by_name.get(name, 0) for name in ("code32", "code16", "code8", "scale", "outlier")]
+    by_name = {
+        plane.name: address - plane.n_bytes * (plane.name != "level")
+        for plane, address in zip(planes, at, strict=False)
+    }
+    return [by_name.get(name, 0) for name in ("code32", "code16", "code8", "scale", "outlier", "level")]
 
 
 def _empty(plane) -> Tensor:

@@ -123,7 +123,7 @@ class Threads:
             self._access(access[1], int(access[2] or 1), DTYPES[f"b{access[3]}"], operands, active)
         elif opcode == "shfl.sync.bfly.b32":
             self.write(operands[0], self._butterfly(operands, active), active)
-        elif known := OPCODES.get(opcode):
+        elif known := OPCODES.get(f"{opcode} of {len(operands) - 1}", OPCODES.get(opcode)):
             values = [self.read(name, type_) for name, type_ in zip(operands[1:], known.operands, strict=True)]
             result = known.function(*values)
             if self.fuse and known.result in ("f32", "f32x2"):

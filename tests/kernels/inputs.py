@@ -118,9 +118,12 @@ def any_codes(planes: Sequence[Tensor], fmt: BFPFormat, g: torch.Generator) -> l
     if scale.signed:
         scales += 128 * (chosen % 2)
     codes = [b.view(plane.dtype) for b, plane in zip(bits, planes[:n_codes], strict=True)]
-    entries = planes[len(planes) - fmt.outliers :]  # for one outlier a block; none where it is NaN
-    entries = [entry.masked_fill(scales & scale.nan == scale.nan, 0) for entry in entries]
-    return [*codes, *packing.pack_scales(scales, fmt), *entries]
+    own = [planes[-1]] if fmt.codebook == "learned" else []  # levels
+    behind = len(planes) - len(own)
+    nan = (scales & scale.nan == scale.nan).unsqueeze(1)
+    entries = planes[behind - (fmt.outliers > 0) : behind]  # no outliers in blocks that are NaN
+    entries = [entry.view(-1, fmt.outliers).masked_fill(nan, 0).flatten() for entry in entries]
+    return [*codes, *packing.pack_scales(scales, fmt), *entries, *own]
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 from kernels.inputs import any_codes, every_class, same
-from kernels.kernel_formats import FAMILY
+from kernels.kernel_formats import DECODED, FAMILY
 from kernels.ptx_opcodes import fused
 from triton.runtime import interpreter
 
@@ -39,8 +39,8 @@ def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype, tile: in
     assert all(map(same, launch.compress(x, fmt, SEED, tile), expected))
     for planes in (expected, any_codes(expected, fmt, torch.Generator().manual_seed(fmt.width))):
         assert same(
-            launch.decompress(planes, fmt, x.numel(), decoded, tile),
-            reference.decompress(planes, fmt, x.numel(), decoded),
+            launch.decompress(planes, fmt, x.numel(), decoded, SEED, tile),
+            reference.decompress(planes, fmt, x.numel(), decoded, SEED),
         )
 
 
@@ -64,6 +64,14 @@ def test_a_tile_in_part_of_every_block_on_every_class(width, block, dtype):
 @pytest.mark.parametrize("text", FAMILY)
 def test_the_family_on_every_class(text, dtype):
     assert_equal(BFPFormat.parse(text), every_class(1171, dtype)[:16384], dtype, tile=16384)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", DECODED)
+def test_what_is_only_decoded(text, dtype):
+    fmt, x = BFPFormat.parse(text), every_class(1171, dtype)[:16384]
+    codes = any_codes(reference.compress(x, fmt), fmt, torch.Generator().manual_seed(1))
+    assert same(launch.decompress(codes, fmt, 16384, dtype), reference.decompress(codes, fmt, 16384, dtype))
 
 
 @pytest.mark.parametrize("tile", [1024, 4096])
@@ -102,7 +110,7 @@ def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     assert all(guarded(plane, guard, 85) for plane in planes)
 
     y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
-    launch.decompress_kernel[grid](*launch._arguments(planes, fmt, x), y, n, launch.PLACE_BITS, **constants)
+    launch.decompress_kernel[grid](*launch._arguments(planes, fmt, x), y, SEED, n, launch.PLACE_BITS, **constants)
     assert same(y, reference.decompress(expected, fmt, n, dtype))
     assert guarded(y, guard, 85.0)
 

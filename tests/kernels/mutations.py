@@ -74,7 +74,7 @@ def _next(number: str, step: int) -> str:
 
 
 def _orders(instruction: Instruction) -> Iterator[Instruction]:
-    if instruction.opcode.startswith(_ORDERED):
+    if instruction.opcode.startswith(_ORDERED) and not re.fullmatch(r"sh[lr]\.\w16", instruction.opcode):  # by 32 bits
         yield _with(instruction, {1: instruction.operands[2], 2: instruction.operands[1]})
 
 

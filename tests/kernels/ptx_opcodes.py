@@ -1,6 +1,7 @@
 """What each PTX opcode computes, on numpy arrays with one element a thread: see section 9.7 of the PTX ISA.
 
-``OPCODES`` has the operands' types, the result's type, and a function, under the whole spelling of an opcode. A type is
+``OPCODES`` has the operands' types, the result's type, and a function, under the whole spelling of an opcode; with
+"of 3" behind it where it has more operands than usual. A type is
 one of PTX: ``u32`` is a uint32. ``f32x2`` is two float32 in a row.
 """
 
@@ -171,6 +172,8 @@ _define("selp.f32", "b32", ["b32", "b32", "pred"], lambda a, b, p: np.where(p, a
 _define("mov.f32", "b32", ["b32"], lambda a: a)
 _define("min.f32", "f32", ["f32", "f32"], _extreme(np.fmin))
 _define("max.f32", "f32", ["f32", "f32"], _extreme(np.fmax))
+_define("min.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmin)(_extreme(np.fmin)(a, b), c))
+_define("max.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmax)(_extreme(np.fmax)(a, b), c))
 _define("cvt.f32.f16", "f32", ["f16"], lambda a: _number(a.astype(np.float32)))
 _define("cvt.rn.f16.f32", "f16", ["f32"], lambda a: np.where(np.isnan(a), np.uint16(0x7FFF), a.astype("f2").view("u2")))
 
@@ -198,3 +201,44 @@ _define("ex2.approx.f32", "f32", ["f32"], lambda a: _number(np.exp2(a.astype(np.
 _define("div.full.f32", "f32", ["f32", "f32"], lambda a, b: _number(a / b))
 _define("abs.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) & 0x7FFFFFFF).view(np.float32))
 _define("neg.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) ^ 0x80000000).view(np.float32))
+
+
+def _of_halves(choose: Callable[[Array, Array], Array], to_float: Callable[[Array], Array]) -> Callable[..., Array]:
+    """The greater or the lesser of two 16-bit floats in each half of a word; a NaN wins; -0 is less than +0."""
+
+    def chosen(a: Array, b: Array) -> Array:
+        result = np.zeros_like(a)
+        for shift in (0, 16):
+            x, y = ((value >> shift).astype(np.uint16) for value in (a, b))
+            signs = x | y if choose is np.minimum else x & y
+            x_float, y_float = to_float(x), to_float(y)
+            best = np.where(choose(x_float, y_float) == x_float, x, y)
+            best = np.where((x_float == 0) & (y_float == 0), signs, best)
+            best = np.where(np.isnan(x_float) | np.isnan(y_float), np.uint16(0x7FFF), best)
+            result |= best.astype(np.uint32) << shift
+        return result
+
+    return chosen
+
+
+for _kind, _to_float in (
+    ("bf16x2", lambda bits: (bits.astype(np.uint32) << 16).view(np.float32)),
+    ("f16x2", lambda bits: bits.view(np.float16)),
+):
+    _define(f"abs.{_kind}", "b32", ["b32"], lambda a: a & 0x7FFF7FFF)
+    _define(f"max.NaN.{_kind}", "b32", ["b32", "b32"], _of_halves(np.maximum, _to_float))
+    _define(f"min.NaN.{_kind}", "b32", ["b32", "b32"], _of_halves(np.minimum, _to_float))
+
+
+def _bfloat_pairs(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in each half of a word. In float64, which may round twice."""
+    result = np.zeros(np.broadcast(a, b, c).shape, np.uint32)
+    for shift in (0, 16):
+        x, y, z = ((value >> shift << 16).astype(np.uint32).view(np.float32).astype(np.float64) for value in (a, b, c))
+        result |= _bfloat((x * y + z).astype(np.float32)).astype(np.uint32) << shift
+    return result
+
+
+_define("fma.rn.bf16x2", "b32", ["b32", "b32", "b32"], _bfloat_pairs)
+_define("popc.b32", "u32", ["b32"], lambda a: np.unpackbits(a[..., None].view(np.uint8), axis=-1).sum(-1, np.uint32))
+_define("add.s16x2", "b32", ["b32", "b32"], lambda a, b: ((a & 0xFFFF) + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernels.falls_short import FALLS_SHORT
+from kernels.falls_short import FALLS_SHORT, ON_SM_100
 
 TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
 N_FUSED = 2 * 4 * 3  # dtypes, activations, and what is stored: nothing, the input, the output
@@ -39,7 +39,7 @@ def formats(names: list[str]) -> list[str]:
 
 def test_sm_90_every_width_block_dtype_and_option():
     reports = report("--target", "sm_90")
-    assert len(reports) == 90 + N_FUSED
+    assert len(reports) == 96 + N_FUSED
     assert shortfalls(reports) == [("sm_90", *known) for known in FALLS_SHORT]
     assert all(made["barriers"] == 0 and made["bytes_accessed"] >= made["bytes_per_value"] for made in reports)
     assert all(made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
@@ -54,8 +54,9 @@ def test_sm_90_every_width_block_dtype_and_option():
 def test_other_targets(target):
     reports = report("--target", target, *formats(SOME))
     assert len(reports) == 2 * len(SOME)
-    assert shortfalls(reports) == []
-    assert all(0 < made["registers"] <= (64 if target == "gfx942" else 40) for made in reports)
+    assert shortfalls(reports) == [(target, *known) for known in ON_SM_100 if target == "sm_100"]
+    most = {"sm_80": 40, "sm_100": 48, "gfx942": 64}[target]
+    assert all(0 < made["registers"] <= most for made in reports)
 
 
 def test_the_path_for_a_last_tile_that_is_not_full():

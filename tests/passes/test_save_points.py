@@ -117,7 +117,7 @@ def test_compressed(name):
     function, operator, format, reason = COMPRESSED[name]
     model = Function(function)
     points = (
-        default_pipeline(Options(format="bfp4b32", min_bytes=0, exact_forms=False))
+        default_pipeline(Options(format="bfp4b32", min_bytes=0, exact_forms=False, partitioner="min-cut"))
         .run(trace(model, (X,)))
         .fact(CompressionPlan)
         .save_points

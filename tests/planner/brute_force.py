@@ -5,6 +5,7 @@ one innermost group are alike, so only how many of each group are taken is tried
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations, product
 from math import inf
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 def down_sets(n: int, edges: list[list[int]], done: frozenset[int]) -> Iterator[frozenset[int]]:
     """Every set of further nodes that can run after ``done``, none left out between."""
     left = [v for v in range(n) if v not in done]
+    needs = {v: {a for a, b in edges if b == v} - done for v in left}
     for size in range(1, len(left) + 1):
-        for chosen in combinations(left, size):
-            inside = done.union(chosen)
-            if all(a in inside for a, b in edges if b in inside):
-                yield frozenset(chosen)
+        for chosen in map(frozenset, combinations(left, size)):
+            if all(needs[v] <= chosen for v in chosen):
+                yield chosen
 
 
 def crossing_bytes(data: dict[str, Any], done: frozenset[int]) -> float:
@@ -67,70 +68,80 @@ def best_time(data: dict[str, Any], topology: dict[str, Any], n_stages: int | No
     for level in levels[1:]:
         n_groups *= level["size"]
     everything = frozenset(range(n))
-    best = inf
-    sums: dict[frozenset[int], tuple[float, float, float]] = {}
-    memo: dict[Any, float] = {}
+    sync, transfer = cache(lambda taken: all_reduce(taken, levels)), cache(lambda a, b: link(a, b, levels))
 
-    def total(nodes: frozenset[int]) -> tuple[float, float, float]:
-        if nodes not in sums:
+    @cache
+    def stages(done: frozenset[int]) -> list[tuple[frozenset[int], float, float, float]]:
+        """Every stage that can follow: what is done after it, its seconds, parameters and outputs."""
+        found = []
+        for nodes in down_sets(n, data["edges"], done):
             rows = [data["nodes"][v] for v in sorted(nodes)]
-            sums[nodes] = (
-                sum(r["forward_seconds"] + r["backward_seconds"] for r in rows),
-                sum(r["parameter_bytes"] for r in rows),
-                sum(r["output_bytes"] for r in rows),
-            )
-        return sums[nodes]
+            seconds = sum(r["forward_seconds"] + r["backward_seconds"] for r in rows)
+            stored = sum(r["parameter_bytes"] for r in rows), sum(r["output_bytes"] for r in rows)
+            found.append((done | nodes, seconds, *stored))
+        return found
 
-    def rest(done: frozenset[int], free: tuple[int, ...], before: tuple[int, ...], left: int | None) -> tuple[Any, ...]:
-        """Pairs (time, replicas) of all ways to go on after ``done``: memory needs the number of later replicas."""
-        key = (done, free, before, left)
-        if key in memo:
-            return memo[key]  # type: ignore[return-value]
+    @cache
+    def takes(free: tuple[int, ...], before: tuple[int, ...]) -> list[tuple[tuple[int, ...], int, float, float, Any]]:
+        """Every set of replicas: how many, seconds for a byte of parameters and for a byte received, and what is left."""
+        return [
+            (
+                t,
+                sum(t),
+                sync(t),
+                transfer(before, t) if before else 0.0,
+                tuple(f - u for f, u in zip(free, t, strict=True)),
+            )
+            for t in replica_sets(free)
+        ]
+
+    @cache
+    def rest(
+        done: frozenset[int], free: tuple[int, ...], before: tuple[int, ...], left: int | None
+    ) -> list[tuple[int, float]]:
+        """Pairs (replicas, time) of all ways to go on after ``done``: memory needs the number of later replicas."""
         found: dict[int, float] = {}
         if done == everything:
-            found = {0: 0.0} if left in (None, 0) else {}
-        elif left != 0:
-            x = crossing_bytes(data, done)
-            for nodes in down_sets(n, data["edges"], done):
-                compute, parameters, activations = total(nodes)
-                for taken in replica_sets(free):
-                    r = sum(taken)
-                    time = (compute + parameters * all_reduce(taken, levels)) / r
-                    if before:
-                        time = max(time, x * link(before, taken, levels))
-                    remaining = tuple(f - t for f, t in zip(free, taken, strict=True))
-                    for later, later_time in rest(done | nodes, remaining, taken, None if left is None else left - 1):
-                        held = -(-(r + later) // r) * (parameters + activations)
-                        if held <= memory:
-                            value = max(time, later_time)
-                            found[r + later] = min(found.get(r + later, inf), value)
-        memo[key] = tuple(found.items())  # type: ignore[assignment]
-        return memo[key]  # type: ignore[return-value]
+            return [(0, 0.0)] if left in (None, 0) else []
+        x = crossing_bytes(data, done)
+        for after, compute, parameters, activations in stages(done) if left != 0 else ():
+            for taken, r, per_parameter, per_byte, remaining in takes(free, before):
+                time = max((compute + parameters * per_parameter) / r, x * per_byte)
+                for later, later_time in rest(after, remaining, taken, None if left is None else left - 1):
+                    if -(-(r + later) // r) * (parameters + activations) <= memory:
+                        found[r + later] = min(found.get(r + later, inf), max(time, later_time))
+        return list(found.items())
 
-    for _, time in rest(frozenset(), (inner,) * n_groups, (), n_stages):
-        best = min(best, time)
-    return best
+    return min((time for _, time in rest(frozenset(), (inner,) * n_groups, (), n_stages)), default=inf)
 
 
 def best_with_single_devices(data: dict[str, Any], n_stages: int, max_load: float = inf) -> tuple[float, float]:
     """The least compute of the busiest stage, and the fewest bytes over all cuts, both ways, within ``max_load`` seconds."""
     n = len(data["nodes"])
     everything = frozenset(range(n))
-    memo: dict[Any, tuple[float, float]] = {}
 
+    @cache
+    def stages(done: frozenset[int]) -> list[tuple[frozenset[int], float, float]]:
+        """Every stage that can follow: what is done after it, its seconds, the bytes that cross after it."""
+        return [
+            (
+                done | nodes,
+                sum(data["nodes"][v]["forward_seconds"] + data["nodes"][v]["backward_seconds"] for v in nodes),
+                2 * crossing_bytes(data, done | nodes),
+            )
+            for nodes in down_sets(n, data["edges"], done)
+        ]
+
+    @cache
     def rest(done: frozenset[int], left: int) -> tuple[float, float]:
-        if (done, left) in memo:
-            return memo[done, left]
         if left == 0:
             return (0.0, 0.0) if done == everything else (inf, inf)
         load, moved = inf, inf
-        for nodes in down_sets(n, data["edges"], done):
-            seconds = sum(data["nodes"][v]["forward_seconds"] + data["nodes"][v]["backward_seconds"] for v in nodes)
-            later = rest(done | nodes, left - 1)
+        for after, seconds, crossing in stages(done):
+            later = rest(after, left - 1)
             load = min(load, max(seconds, later[0]))
             if seconds <= max_load * (1 + 1e-12):
-                moved = min(moved, later[1] + 2 * crossing_bytes(data, done | nodes))
-        memo[done, left] = (load, moved)
-        return memo[done, left]
+                moved = min(moved, later[1] + crossing)
+        return load, moved
 
     return rest(frozenset(), n_stages)

@@ -181,7 +181,7 @@ def test_the_command_prints_a_page_that_names_what_limits(profile, capsys):
     page = capsys.readouterr().out
     assert page.startswith("6 nodes in 2 stages on 2 of 4 devices (4@100 B/s, 1.00 KiB), objective balance")
     assert re.search(r"layer_0 \.\. layer_2 \(3\) +0 ", page)
-    assert "slowest   9 s for each microbatch: stage 0 compute" in page
+    assert "slowest   9 s for each microbatch (*): stage 0 compute" in page
     assert "proved optimal for balance" in page
 
 
