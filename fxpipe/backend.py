@@ -2,6 +2,7 @@
 
 ``torch.compile(model, backend="fxpipe", options={"format": "bfp4b32"})``, or the name wherever a backend name is taken.
 The joint graph comes through Inductor's public ``custom_partitioner_fn``; the rewrite is the one of ``passes/compress.py``.
+On GPUs Inductor inlines the kernels of the operators (``inline_kernels``).
 """
 
 import sys
@@ -19,6 +20,7 @@ from fxpipe import (
     backward_facts,
     exact_forms,
     format_rules,
+    fused_producers,
     inductor,
     joint,
     save_points,
@@ -28,6 +30,7 @@ from fxpipe import (
 from fxpipe.errors import OptionError, unknown
 from fxpipe.format_rules import FormatRules
 from fxpipe.graph_module import returned, set_own_values
+from fxpipe.inline_kernels import with_inlined_kernels
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.joint import AUTO, PARTITIONERS, partitioner_for
 from fxpipe.passes import compress
@@ -129,7 +132,8 @@ class CompressingPartitioner(CustomPartitionerFn):
         if self.options.on_plan is not None:
             return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
         facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
-        modules = (sys.modules[__name__], joint, save_points, *facts, compress, formats, ops, exact, inductor)
+        rewrite = (joint, save_points, compress, fused_producers, inductor)
+        modules = (sys.modules[__name__], *rewrite, *facts, formats, ops, exact)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 
 
@@ -157,5 +161,6 @@ def fxpipe(
 
     inductor.register()
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
-    patches = {**list_mode_options(mode or "default"), "custom_partitioner_fn": partitioner}
+    own = {"custom_partitioner_fn": partitioner, **with_inlined_kernels()}
+    patches = {**list_mode_options(mode or "default"), **own}
     return cast(Callable[..., Any], compile_fx(graph_module, example_inputs, config_patches=patches))

@@ -11,6 +11,7 @@ import torch.fx as fx
 from fxpipe.errors import OptionError, VerifyError
 from fxpipe.exact_forms import ExactForm, Fakes, insert_restore, insert_store
 from fxpipe.format_rules import FormatRules, Names
+from fxpipe.fused_producers import fuse_producers
 from fxpipe.graph_module import copy_graph_module, describe, returned, set_returned
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
@@ -136,7 +137,7 @@ def compress_halves(
     points: Iterable[SavePoint],
     channels_last: Collection[fx.Node] = (),
 ) -> None:
-    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``.
+    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_producers``.
 
     ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
     saved values in the same order first. The values of ``channels_last`` will have their memory in that order, whatever
@@ -158,6 +159,7 @@ def compress_halves(
         for t in (rewrite.save(node, placeholder, chosen[node.name], index) if node.name in chosen else [node])
     ]
     set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
+    fuse_producers(forward.graph)
     forward.recompile()
     backward.recompile()
 

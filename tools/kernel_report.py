@@ -10,7 +10,8 @@ than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` h
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
 second, masked path, which is counted too and has no budget. Of loads the model counts threads, not the lines of memory that
-they touch: see ``block_tiles``.
+they touch: see ``block_tiles``. Fused activations are compared to the two kernels that they replace, in bytes, instructions and
+modelled time.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import triton
 from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import launch
+from fxpipe.triton_kernels import fused, launch
 from fxpipe.triton_kernels.format import BLOCKS, DTYPES, WIDTHS, BFPFormat
 
 TARGETS = {
@@ -47,6 +48,8 @@ OPTIONS = (
     "bfp4b32+dither", "bfp4b32:gauss+e5m3+dither-density", "bfp4b32:learned+e5m3",
 )  # fmt: skip
 SEED = "LDG.E.64"
+FUSED_FORMAT = "bfp4b32"
+FUSED_DTYPES = ("bfloat16", "float32")
 NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FULL = 1 << 20  # a size of full tiles
 ALU_BUDGET = 6  # where values are rounded to nearest
@@ -117,6 +120,25 @@ class Report:
 def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: int = FULL) -> Report:
     """Compile one kernel for tensors of ``numel`` values, and count."""
     compiled = launch.compile_for(TARGETS[target], kind, fmt, dtype, numel)
+    made = _counted(compiled, target, kind, str(fmt), dtype, ITEMSIZE[dtype] + fmt.bits_per_value / 8)
+    return replace(made, shortfalls=tuple(_shortfalls(made, fmt, full=numel % launch.TILE == 0)))
+
+
+def fused_reports(target: str) -> list[Report]:
+    """Each activation with its input or output stored, and alone, which reads and writes and stores nothing."""
+    made = []
+    for dtype in FUSED_DTYPES:
+        fmt = BFPFormat.parse(FUSED_FORMAT)
+        for activation in fused.ACTIVATIONS:
+            for stored in ("none", *fused.STORED):
+                compiled = launch.compile_fused_for(TARGETS[target], activation, stored, fmt, dtype, FULL)
+                bytes_per_value = 2 * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
+                text = f"{fmt}, {stored}" if stored != "none" else ""
+                made.append(_counted(compiled, target, activation, text, dtype, bytes_per_value))
+    return [replace(m, shortfalls=tuple(_memory_shortfalls(m))) for m in made]
+
+
+def _counted(compiled: Any, target: str, kind: str, fmt: str, dtype: str, bytes_per_value: float) -> Report:
     values_per_thread = launch.TILE / (launch.N_WARPS * TARGETS[target].warp_size)
     count = _count_amd if target.startswith("gfx") else _count_nvidia
     ops, registers, spills, shared_bytes = count(compiled)
@@ -124,16 +146,15 @@ def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: in
     for op in ops:
         pipes[_pipe(op)] += 2 if op in ("FFMA2", "FADD2", "FMUL2") else 1
     per_value = {pipe: n / values_per_thread for pipe, n in pipes.items()}
-    bytes_per_value = ITEMSIZE[dtype] + fmt.bits_per_value / 8
     busiest, ratio = "", 0.0
     if target in DEVICES:
         per_value = {pipe: per_value.get(pipe, 0.0) for pipe in DEVICES[target].lanes}
         busiest, ratio = DEVICES[target].busiest(per_value, bytes_per_value)
     accesses = Counter(op for op in ops if re.match(r"(LD|ST)[GSL]|SHFL|(global|flat|scratch|buffer|ds)_", op))
-    made = Report(
+    return Report(
         target=target,
         kind=kind,
-        format=str(fmt),
+        format=fmt,
         dtype=dtype,
         instructions=per_value["issue"],
         pipes=per_value,
@@ -147,14 +168,17 @@ def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: in
         busiest_pipe=busiest,
         compute_over_memory=ratio,
     )
-    return replace(made, shortfalls=tuple(_shortfalls(made, fmt, full=numel % launch.TILE == 0)))
+
+
+def _memory_shortfalls(made: Report) -> list[str]:
+    if made.spills or made.shared_bytes or made.barriers:
+        return [f"{made.spills} spills, {made.shared_bytes} bytes shared, {made.barriers} barriers; must be none"]
+    return []
 
 
 def _shortfalls(made: Report, fmt: BFPFormat, full: bool) -> list[str]:
     """Where a kernel misses its budget: memory on every target, the width of accesses on NVIDIA's, counts on sm_90."""
-    found = []
-    if made.spills or made.shared_bytes or made.barriers:
-        found.append(f"{made.spills} spills, {made.shared_bytes} bytes shared, {made.barriers} barriers; must be none")
+    found = _memory_shortfalls(made)
     full = full and not fmt.dither and fmt.codebook != "learned"  # these have no budget
     if full and made.busiest_pipe:
         wide = "LDG.E.128" if made.kind == "compress" else "STG.E.128"
@@ -268,6 +292,33 @@ def _row(made: Report) -> list[object]:
     ]  # fmt: skip
 
 
+def _picoseconds(made: Report) -> float:
+    """A model: what one value takes of the memory's time."""
+    device = DEVICES[made.target]
+    return 1e12 * made.bytes_per_value / device.bytes_per_second / device.share_of_peak(made.compute_over_memory)
+
+
+def _comparison(made: list[Report], target: str) -> list[list[object]]:
+    """Each fused kernel beside the two that it replaces."""
+    rows: list[list[object]] = []
+    compress = {dtype: report(target, "compress", BFPFormat.parse(FUSED_FORMAT), dtype) for dtype in FUSED_DTYPES}
+    for one in made:
+        if not one.format:
+            alone = one
+            continue
+        pair = [alone, compress[one.dtype]]
+        rows.append([
+            one.kind, one.format, one.dtype, f"{one.bytes_per_value:.2f}", f"{sum(p.bytes_per_value for p in pair):.2f}",
+            f"{one.instructions:.1f}", " + ".join(f"{p.instructions:.1f}" for p in pair), one.registers,
+            f"{one.compute_over_memory:.2f}", f"{_picoseconds(one):.2f}", f"{sum(map(_picoseconds, pair)):.2f}",
+        ])  # fmt: skip
+    return rows
+
+
+FUSED_HEADERS = [
+    "activation", "stored", "dtype", "bytes/value", "of the pair", "inst/value", "of the pair", "registers",
+    "compute/memory (model)", "ps/value (model)", "of the pair (model)",
+]  # fmt: skip
 HEADERS = [
     "kernel", "format", "dtype", "inst/value", "of these", "registers", "spills", "shared", "barriers",
     "accessed", "least bytes/value", "compute/memory (model)", "of peak (model)", "accesses a thread", "budget",
@@ -289,14 +340,20 @@ def main() -> int:
         target: [report(target, kind, fmt, dtype, options.numel) for fmt, dtype in chosen for kind in launch.KERNELS]
         for target in options.target or TARGETS
     }
+    fused_too = not options.format and options.numel == FULL
+    of_fused = {target: fused_reports(target) for target in reports if fused_too and target in DEVICES}
+    everything = [made for group in (reports, of_fused) for of_target in group.values() for made in of_target]
     if options.json:
-        print(json.dumps([asdict(made) for of_target in reports.values() for made in of_target], indent=1))
+        print(json.dumps([asdict(made) for made in everything], indent=1))
     else:
         for target, of_target in reports.items():
             device = f", modelled as {DEVICES[target].name}" if target in DEVICES else ""
             print(f"\n{target}{device}; counts are for one of {options.numel} values\n")
             print(tabulate([_row(made) for made in of_target], HEADERS, disable_numparse=True))
-    return int(options.check and any(made.shortfalls for of_target in reports.values() for made in of_target))
+        for target, of_target in of_fused.items():
+            print(f"\n{target}: an activation and the storing of its input or output in one kernel, against two\n")
+            print(tabulate(_comparison(of_target, target), FUSED_HEADERS, disable_numparse=True))
+    return int(options.check and any(made.shortfalls for made in everything))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def _table(C, place: int) -> int:
 
 
 @triton.jit
-def grid(a, b, reciprocal, C: tl.constexpr):
+def on_grid(a, b, reciprocal, C: tl.constexpr):
     """Two words [N] (uint32) of the n of values 0 2 1 3, and of 4 6 5 7, a byte each; under a signed scale n + 128."""
     low, high = _four(_grid(a, reciprocal, C), _grid(b, reciprocal, C), C.dtype != 0)
     EXCESS: tl.constexpr = _grid_excess(C)
@@ -103,7 +103,7 @@ def by_polynomial(bits, reciprocal, C: tl.constexpr):
 
 
 @triton.jit
-def signs(a, b, C: tl.constexpr):
+def signs_on_grid(a, b, C: tl.constexpr):
     """Words that have the top bit of the bytes of ``grid`` where a value is below zero."""
     a = a.to(tl.uint32, bitcast=True)
     b = b.to(tl.uint32, bitcast=True)
@@ -122,7 +122,7 @@ def signs(a, b, C: tl.constexpr):
 
 
 @triton.jit
-def codes(n, signs, C: tl.constexpr):
+def codes_on_grid(n, signs, C: tl.constexpr):
     """Codes of the four bytes of each word ``n``, in the high bits of each byte; the others are zero."""
     INDEX_BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits
     index = _tops(n, 0, C) & _TOPS
@@ -224,17 +224,17 @@ def values_by_table(low, high, step, level_ptr, C: tl.constexpr):
     low, high = low.expand_dims(1), high.expand_dims(1)
     if C.dtype == 0:
         FURTHER: tl.constexpr = 4 if C.width <= 4 else 0
-        return _value(front, four, low, four, step, C), _value(back, four, high, four + FURTHER, step, C)
+        return _looked_up(front, four, low, four, step, C), _looked_up(back, four, high, four + FURTHER, step, C)
     else:
         even = (four & 1) * 2
         levels = tl.where(four < 2, front, back)
         word = low if C.width <= 4 else tl.where(four < 2, low, high)
         field = four * 2 if C.width <= 4 else even
-        return _value(levels, even, word, field, step, C), _value(levels, even + 1, word, field + 1, step, C)
+        return _looked_up(levels, even, word, field, step, C), _looked_up(levels, even + 1, word, field + 1, step, C)
 
 
 @triton.jit
-def _value(levels, byte, word, field, step, C: tl.constexpr):
+def _looked_up(levels, byte, word, field, step, C: tl.constexpr):
     """A byte of ``levels``, times a step, with the sign of that field of ``word``, whose fields are 4 or 5 bits apart."""
     level = permuted(levels, tl.full([1, 1], _PLACE_BITS, tl.int32), byte + 0x7440).to(tl.float32, bitcast=True)
     ZERO: tl.constexpr = _PLACE + 128 if C.scale_signed else _PLACE

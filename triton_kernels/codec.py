@@ -49,6 +49,10 @@ class Codec(NamedTuple):
     run: int  # groups in a row that a thread compresses: 64 bytes of values
     packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
 
+    def __repr__(self) -> str:
+        """An expression that needs no import before it: Inductor writes it into the code that it generates."""
+        return f"__import__({__name__!r}, fromlist=['Codec']).Codec{tuple(self)!r}"
+
 
 def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
     """The numbers of ``fmt`` for values of that dtype, one of ``DTYPES``."""

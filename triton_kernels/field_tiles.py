@@ -39,7 +39,7 @@ def values_by_field(low, high, step, seed, number, C: tl.constexpr):
         code_a, code_b = _field(word, field, C), _field(word, field + 1, C)
     else:
         code_a, code_b = _field(low, four, C), _field(high, (four + 4) % HALF, C)
-    return _value(code_a, u_a, v_a, step, C), _value(code_b, u_b, v_b, step, C)
+    return _drawn(code_a, u_a, v_a, step, C), _drawn(code_b, u_b, v_b, step, C)
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _field(word, field, C: tl.constexpr):
 
 
 @triton.jit
-def _value(code, u, v, step, C: tl.constexpr):
+def _drawn(code, u, v, step, C: tl.constexpr):
     """The floats of codes; u and v: words whose lowest byte is random."""
     SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
     negative = (code >> C.magnitude_bits) != 0

@@ -11,8 +11,7 @@ data through shared memory first.
 import triton
 import triton.language as tl
 
-from . import block_tiles
-from .block_tiles import for_groups, store_for_blocks
+from .block_tiles import for_groups, numbers, store_for_blocks
 from .memory_tiles import load, load_codes, load_values, pairs, store_code_rows, store_values
 from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_out
 from .pair_tiles import float_bits
@@ -168,9 +167,44 @@ def _compress_tile(
     FULL: tl.constexpr,
 ):
     """Store the ``rest`` values at x_ptr; FULL: there are BLOCKS * block of them."""
-    GROUPS: tl.constexpr = C.block // 8
-    N: tl.constexpr = BLOCKS * GROUPS
-    a, b = load_values(x_ptr, rest, N, C, FULL)
+    a, b = load_values(x_ptr, rest, BLOCKS * (C.block // 8), C, FULL)
+    compress_tile(
+        a,
+        b,
+        code32_ptr,
+        code16_ptr,
+        code8_ptr,
+        scale_ptr,
+        outlier_ptr,
+        level_ptr,
+        seed_ptr,
+        first_group,
+        rest,
+        C,
+        BLOCKS,
+        FULL,
+    )
+
+
+@triton.jit
+def compress_tile(
+    a,
+    b,
+    code32_ptr,
+    code16_ptr,
+    code8_ptr,
+    scale_ptr,
+    outlier_ptr,
+    level_ptr,
+    seed_ptr,
+    first_group,
+    rest,
+    C: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    """Store the tile (a, b) as ``load_values`` has it, of which ``rest`` values are; FULL: all."""
+    N: tl.constexpr = BLOCKS * (C.block // 8)
     if C.outliers > 0:
         stored, code, entry, place, own, a, b = take_out(a, b, C)
     else:
@@ -181,7 +215,7 @@ def _compress_tile(
     if C.outliers > 0:
         store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
-    counter = (first_group + block_tiles.numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
+    counter = (first_group + numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
     low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
     if C.outliers > 0:
         low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)

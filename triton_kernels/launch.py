@@ -1,6 +1,7 @@
 """Runs the Triton kernels on tensors, or compiles them for a device that is not there.
 
-CUDA and HIP tensors; under ``TRITON_INTERPRET=1`` CPU tensors too, for tests.
+CUDA and HIP tensors; under ``TRITON_INTERPRET=1`` CPU tensors too, for tests. On fake tensors a launch becomes a node of the
+graph that is being traced.
 """
 
 import contextlib
@@ -10,11 +11,14 @@ from typing import Any, Literal
 import torch
 import triton
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
 from . import learned, packing
 from .codec import codec
 from .format import GROUP, BFPFormat, Plane
+from .fused_kernels import fused_kernel
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
 
@@ -57,13 +61,26 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     if fmt.codebook == "learned":
         levels = [level & 255 for level in learned.levels_of(x_flat, fmt)]
         planes[-1] = torch.tensor(levels, dtype=torch.uint8, device=x_flat.device)
-    if numel > 0:
+    if not statically_known_true(numel == 0):
         x_flat = _aligned(x_flat)
-        with on_device(x_flat):
-            arguments = (x_flat, *_arguments(planes, fmt), planes[-1] if seed is None else seed, numel)
-            compress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(x_flat)))
-    n_codes = len(fmt.group_planes)
-    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
+        arguments = (x_flat, *_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
+        _launch(compress_kernel, arguments, constants, fmt, numel, tile)
+    return _stored_planes(planes, fmt)
+
+
+def activate_and_compress(
+    x_flat: Tensor, fmt: BFPFormat, activation: str, stored: str, tile: int = TILE
+) -> tuple[Tensor, ...]:
+    """The activation of ``x_flat`` [numel], contiguous, and the planes of its ``input`` or ``output``; see ``fused``."""
+    numel = x_flat.numel()
+    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
+    y = x_flat.new_empty(numel)
+    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    if not statically_known_true(numel == 0):
+        x_flat = _aligned(x_flat)
+        constants |= {"ACTIVATION": activation, "STORED": stored}
+        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, fmt, numel, tile)
+    return (y, *_stored_planes(planes, fmt))
 
 
 def decompress(
@@ -77,15 +94,14 @@ def decompress(
     """The values [numel] of ``dtype`` that ``planes``, contiguous, store. ``seed``: as above, for formats with ``+dither``."""
     constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
-    if numel > 0:
+    if not statically_known_true(numel == 0):
         planes = [_aligned(plane) for plane in planes]
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
             planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
-        with on_device(y):
-            arguments = (*_arguments(planes, fmt), y, planes[-1] if seed is None else seed, numel, PLACE_BITS)
-            decompress_kernel[triton.cdiv(numel, tile),](*arguments, **constants, **_options(fmt, _architecture(y)))
+        arguments = (*_arguments(planes, fmt, planes[0]), y, planes[0] if seed is None else seed, numel, PLACE_BITS)
+        _launch(decompress_kernel, arguments, constants, fmt, numel, tile)
     return y
 
 
@@ -96,8 +112,18 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     whether they need 64 bits.
     Does not work under ``TRITON_INTERPRET=1``.
     """
-    kernel = KERNELS[kind]
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
+    return _compiled(target, KERNELS[kind], constants, fmt, dtype, numel)
+
+
+def compile_fused_for(target: GPUTarget, activation: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
+    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the activation alone."""
+    constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
+    constants |= {"ACTIVATION": activation, "STORED": stored}
+    return _compiled(target, fused_kernel, constants, fmt, dtype, numel)
+
+
+def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BFPFormat, dtype: str, numel: int) -> Any:
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
@@ -111,19 +137,31 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     architecture = int(target.arch) if target.backend == "cuda" else 0
-    return triton.compile(source, target=target, options=_options(fmt, architecture))
+    return triton.compile(source, target=target, options=_options(fmt, architecture, "ACTIVATION" in constants))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
     """The compile-time arguments of a kernel."""
     c = codec(fmt, dtype, packs=packs)
-    return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": numel % tile == 0}
+    return {"C": c, "BLOCKS": tile // fmt.block, "EVEN": statically_known_true(numel % tile == 0)}
 
 
-def _options(fmt: BFPFormat, architecture: int) -> dict[str, int]:
+def _launch(
+    kernel: Any, arguments: Sequence[Any], constants: dict[str, Any], fmt: BFPFormat, numel: int, tile: int
+) -> None:
+    """A program for each tile of ``numel`` values, on the device of the first argument, or recorded where that is fake."""
+    first, n_programs = arguments[0], (numel + tile - 1) // tile
+    if is_fake(first):  # Inductor, which will compile it, knows no limit of registers
+        torch.library.wrap_triton(kernel)[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
+        return
+    with on_device(first):
+        kernel[(n_programs,)](*arguments, **constants, **_options(fmt, _architecture(first), "ACTIVATION" in constants))
+
+
+def _options(fmt: BFPFormat, architecture: int, fused: bool) -> dict[str, int]:
     """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
     slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
-    if not architecture or slow:  # these take the registers that they want
+    if not architecture or slow or fused:  # these take the registers that they want
         return {"num_warps": N_WARPS}
     more = fmt.codebook and architecture >= 100
     return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
@@ -156,15 +194,23 @@ def _n_ancillary(fmt: BFPFormat) -> int:
     return (fmt.outliers > 0) + (fmt.codebook == "learned")
 
 
-def _arguments(planes: Sequence[Tensor], fmt: BFPFormat) -> list[Tensor]:
-    """The planes in the order of the kernels' arguments; the scales stand in for those that the width has not."""
+def _stored_planes(planes: Sequence[Tensor], fmt: BFPFormat) -> tuple[Tensor, ...]:
+    """The planes of the format of those that a kernel wrote."""
+    n_codes = len(fmt.group_planes)
+    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
+
+
+def _arguments(planes: Sequence[Tensor], fmt: BFPFormat, instead: Tensor) -> list[Tensor]:
+    """The planes in the order of the kernels' arguments; ``instead``, which nothing writes to, for those that there are not."""
     names = [f"{plane.name}_ptr" for plane in _kernel_planes(fmt, 1)]
     by_name = dict(zip(names, planes, strict=True))
-    return [by_name.get(name, by_name["scale_ptr"]) for name in _PLANE_POINTERS]
+    return [by_name.get(name, instead) for name in _PLANE_POINTERS]
 
 
 def _aligned(x: Tensor) -> Tensor:
-    return x.clone() if x.data_ptr() % _ALIGNMENT else x
+    """A copy where the values may not start at a multiple of 16 bytes; whole storages do."""
+    address = x.storage_offset() * x.itemsize if is_fake(x) else x.data_ptr()
+    return x if statically_known_true(address % _ALIGNMENT == 0) else x.clone()
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

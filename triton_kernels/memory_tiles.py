@@ -11,11 +11,7 @@ values travel as pairs in an int32 ``w``: bfloat16's even value is ``w << 16`` a
 import triton
 import triton.language as tl
 
-from . import block_tiles
-from .block_tiles import store
-
-_INT32 = tl.constexpr(tl.pointer_type(tl.int32))
-_INT16 = tl.constexpr(tl.pointer_type(tl.int16))
+from .block_tiles import as_rows, numbers, places, rows, store
 
 
 @triton.jit
@@ -30,18 +26,34 @@ def load(pointers, keep, FULL: tl.constexpr):
 def load_values(x_ptr, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
     """The ``rest`` values at x_ptr, zeros beyond: float32 bits (a, b), each [N, 4], or twice the same pairs [N, 4]."""
     if C.dtype == 0:
-        index = block_tiles.numbers(N, C).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
-        bits_ptr = x_ptr.to(_INT32)
+        index = numbers(N, C).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+        bits_ptr = x_ptr.to(tl.pointer_type(tl.int32))
         return load(bits_ptr + index, index < rest, FULL), load(bits_ptr + index + 4, index + 4 < rest, FULL)
     else:
         if FULL:
-            pair = tl.reshape(tl.load(x_ptr.to(_INT32) + block_tiles.places(N, 4, C)), [N, 4])
+            pair = tl.reshape(tl.load(x_ptr.to(tl.pointer_type(tl.int32)) + places(N, 4, C)), [N, 4])
         else:  # one by one: nothing behind the last value is touched
-            index = block_tiles.places(N, 8, C)
-            value = tl.load(x_ptr.to(_INT16) + index, mask=index < rest, other=0)
+            index = places(N, 8, C)
+            value = tl.load(x_ptr.to(tl.pointer_type(tl.int16)) + index, mask=index < rest, other=0)
             even, odd = tl.split(tl.reshape(value, [N, 4, 2]))
             pair = (even.to(tl.int32) & 0xFFFF) | (odd.to(tl.int32) << 16)
         return pair, pair
+
+
+@triton.jit
+def store_loaded(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
+    """Write a tile of bits, in the order and form of ``load_values``, as the ``rest`` values at y_ptr."""
+    if C.dtype == 0:
+        index = numbers(N, C).expand_dims(1) * 8 + tl.arange(0, 4).expand_dims(0)
+        bits_ptr = y_ptr.to(tl.pointer_type(tl.int32))
+        store(bits_ptr + index, a, index < rest, FULL)
+        store(bits_ptr + index + 4, b, index + 4 < rest, FULL)
+    elif FULL:
+        tl.store(y_ptr.to(tl.pointer_type(tl.int32)) + places(N, 4, C), tl.reshape(a, [N * 4]))
+    else:
+        value = tl.join(a.to(tl.int16), (a >> 16).to(tl.int16))
+        index = places(N, 8, C)
+        tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit
@@ -61,11 +73,13 @@ def store_values(y_ptr, a, b, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.c
         store(y_ptr + index, a, index < rest, FULL)
         store(y_ptr + index + 4, b, index + 4 < rest, FULL)
     elif FULL:
-        tl.store(y_ptr.to(_INT32) + tl.arange(0, N * 4), tl.reshape(a, [N * 4]).to(tl.int32, bitcast=True))
+        tl.store(
+            y_ptr.to(tl.pointer_type(tl.int32)) + tl.arange(0, N * 4), tl.reshape(a, [N * 4]).to(tl.int32, bitcast=True)
+        )
     else:
         value = tl.join(a.to(tl.int16), (a >> 16).to(tl.int16))
         index = tl.arange(0, N * 8)
-        tl.store(y_ptr.to(_INT16) + index, tl.reshape(value, [N * 8]), mask=index < rest)
+        tl.store(y_ptr.to(tl.pointer_type(tl.int16)) + index, tl.reshape(value, [N * 8]), mask=index < rest)
 
 
 @triton.jit
@@ -132,14 +146,14 @@ def store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C: tl.co
     """Deal the words [N] of a tile to the planes, a run at a time, of which the tile's ``rest`` values take some."""
     N: tl.constexpr = low.shape[0]
     if C.width < 8:
-        group = block_tiles.rows(N, 1, C)
+        group = rows(N, 1, C)
         keep = group // (C.block // 8) * C.block < rest
-        low, high = block_tiles.as_rows(low, C), block_tiles.as_rows(high, C)
+        low, high = as_rows(low, C), as_rows(high, C)
         store_codes(low, high, code32_ptr, code16_ptr, code8_ptr, group, keep, C.width, FULL)
     else:
-        word = block_tiles.rows(N, 2, C)
+        word = rows(N, 2, C)
         keep = word // (C.block // 4) * C.block < rest
-        words = block_tiles.as_rows(tl.join(low, high), C).to(tl.int32, bitcast=True)
+        words = as_rows(tl.join(low, high), C).to(tl.int32, bitcast=True)
         if word.shape[1] <= 4:
             store(code32_ptr + word, words, keep, FULL)
         else:  # 16 bytes at a time

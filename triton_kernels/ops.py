@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import by_definition, cpu, exact, tiling  # noqa: F401  (``exact`` registers operators of its own)
+from . import by_definition, cpu, exact, fused, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
 from .codec import why_no_kernel
 from .format import BFPFormat
 from .plane_layout import plane_layouts
@@ -205,8 +205,14 @@ def _inverse(order: Sequence[int]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-for _device, _encode, _decode in (("CPU", cpu.compress, cpu.decompress), ("CUDA", _encode_gpu, _decode_gpu)):
-    _LIBRARY.impl("bfp_compress", _compress_with(_encode), _device)
-    _LIBRARY.impl("bfp_decompress", _decompress_with(_decode), _device)
+compress_on_gpu = _compress_with(_encode_gpu)
+"""``fxpipe::bfp_compress`` as CUDA and HIP tensors have it."""
+decompress_on_gpu = _decompress_with(_decode_gpu)
+"""``fxpipe::bfp_decompress``, likewise."""
+
+_LIBRARY.impl("bfp_compress", _compress_with(cpu.compress), "CPU")
+_LIBRARY.impl("bfp_decompress", _decompress_with(cpu.decompress), "CPU")
+_LIBRARY.impl("bfp_compress", compress_on_gpu, "CUDA")
+_LIBRARY.impl("bfp_decompress", decompress_on_gpu, "CUDA")
 torch.library.register_fake("fxpipe::bfp_compress", _compress_fake, lib=_LIBRARY)
 torch.library.register_fake("fxpipe::bfp_decompress", _decompress_fake, lib=_LIBRARY)

@@ -11,8 +11,8 @@ Source: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import pair_tiles
 from .block_tiles import for_groups, largest, numbers
+from .pair_tiles import float_bits, two_largest
 from .scale_tiles import code_of, exponent_of
 
 _BIAS = tl.constexpr(2)
@@ -35,14 +35,14 @@ def take_out(a, b, C: tl.constexpr):
     """
     N: tl.constexpr = a.shape[0]
     if in_place(C):
-        key, magnitude, doubled = pair_tiles.two_largest(a, C)
+        key, magnitude, doubled = two_largest(a, C)
         index = -(key & 127) + (C.block - 1)
         stored, code, entry, own = _entries(magnitude, magnitude, doubled, index, C)
-        a, b = pair_tiles.float_bits(a, C)
+        a, b = float_bits(a, C)
         return stored, code, entry, tl.where(entry == 0, -1, index), own, a, b
     else:
         if C.dtype != 0:
-            a, b = pair_tiles.float_bits(a, C)
+            a, b = float_bits(a, C)
         key_a, key_b = _keys(a, b, C)
         key = largest(tl.maximum(key_a, key_b), C)
         chosen = for_groups(key, N, C).expand_dims(1)
@@ -71,7 +71,7 @@ def _entries(magnitude, outlier, rest, index, C: tl.constexpr):
     From the bits of the largest magnitudes, the same or 0 where they cannot be outliers, and twice the others' largest.
     """
     finite = (magnitude < 0x7F800000) & (rest < 0xFF000000)
-    rounded = _rounded(outlier, 23 - C.magnitude_bits - C.outlier_extra_bits, C)
+    rounded = _shortened(outlier, 23 - C.magnitude_bits - C.outlier_extra_bits, C)
     if C.outlier_threshold > 0:
         apart = outlier - (C.outlier_threshold << 23) >= (rest >> 1).to(tl.int32)
         rounded = tl.where(apart, rounded, 0)
@@ -121,7 +121,7 @@ def _largest(a, b, C: tl.constexpr):
 
 
 @triton.jit
-def _rounded(bits, DROP: tl.constexpr, C: tl.constexpr):
+def _shortened(bits, DROP: tl.constexpr, C: tl.constexpr):
     """The bits of floats without the lowest DROP, to nearest even, finite ones below infinity."""
     EMPTY: tl.constexpr = 0 if C.dtype == 0 else 16 if C.dtype == 1 else 13
     if DROP <= EMPTY:

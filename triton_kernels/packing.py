@@ -12,7 +12,7 @@ def pack(codes: Tensor, width: int, planes: Sequence[Plane]) -> list[Tensor]:
     """Codes, a whole number of groups -> the planes: a group's bits are the low W bytes of an int64, dealt out."""
     shifts = torch.arange(GROUP, device=codes.device) * width
     words = (codes.view(-1, GROUP).long() << shifts).sum(dim=1)
-    group_bytes = words.view(torch.uint8).view(-1, 8)[:, :width]
+    group_bytes = words.view(torch.uint8).view(-1, 8).narrow(1, 0, width)
     parts = group_bytes.split([plane.n_bytes for plane in planes], dim=1)  # type: ignore[no-untyped-call]
     return [part.flatten().clone().view(getattr(torch, plane.dtype)) for part, plane in zip(parts, planes, strict=True)]
 
@@ -42,4 +42,4 @@ def unpack_scales(planes: Sequence[Tensor], fmt: BFPFormat, n_blocks: int) -> Te
     if bits == 8:
         return planes[0].long()
     group_planes = BFPFormat(bits, GROUP).group_planes
-    return unpack(planes[: len(group_planes)], bits, group_planes).flatten()[:n_blocks]
+    return unpack(planes[: len(group_planes)], bits, group_planes).flatten().narrow(0, 0, n_blocks)

@@ -125,7 +125,7 @@ def _sign_rounds(C, first: int) -> list[tuple[int, int]]:
 
 
 @triton.jit
-def signs(pair, C: tl.constexpr):
+def signs_of_pairs(pair, C: tl.constexpr):
     """Words (low, high) [N] (uint32) that have the signs of bfloat16 values at the top of each field; zeros have none."""
     one = tl.full([1, 1], 0x3F803F80, tl.int32)
     zero = tl.full([1, 1], 0, tl.int32)

@@ -9,8 +9,8 @@ Functions of tiles take the ``Codec`` C as a compile-time argument.
 import triton
 import triton.language as tl
 
-from . import pair_tiles
 from .block_tiles import largest
+from .pair_tiles import doubled_extremes, doubled_largest, float_bits
 
 _SIGN_BIT = tl.constexpr(7)  # of a scale's code
 _GUESS = tl.constexpr(0x7EF27000)  # less the bits of a float, those of about its reciprocal
@@ -60,10 +60,10 @@ def exponent_of(code, C: tl.constexpr):
 def _doubled_largest(a, b, C: tl.constexpr):
     """Twice the bits of each block's largest magnitude; infinities and NaNs are on top."""
     if C.dtype != 0 and C.packs:
-        return pair_tiles.doubled_largest(a, C)
+        return doubled_largest(a, C)
     else:
         if C.dtype != 0:
-            a, b = pair_tiles.float_bits(a, C)
+            a, b = float_bits(a, C)
         return largest(tl.maximum((a << 1).to(tl.uint32, bitcast=True), (b << 1).to(tl.uint32, bitcast=True)), C)
 
 
@@ -71,10 +71,10 @@ def _doubled_largest(a, b, C: tl.constexpr):
 def _doubled_extremes(a, b, C: tl.constexpr):
     """The same of the values from 0 on, and of those below zero, if there are any."""
     if C.dtype != 0 and C.packs:
-        return pair_tiles.doubled_extremes(a, C)
+        return doubled_extremes(a, C)
     else:
         if C.dtype != 0:
-            a, b = pair_tiles.float_bits(a, C)
+            a, b = float_bits(a, C)
         positive = tl.maximum(largest(tl.maximum(a, b), C), 0).to(tl.uint32, bitcast=True)
         opposite = largest(tl.maximum(a.to(tl.uint32, bitcast=True), b.to(tl.uint32, bitcast=True)), C)
         return positive << 1, opposite << 1

@@ -26,8 +26,11 @@ Storage scheme: US20200210839A1.
 import triton
 import triton.language as tl
 
-from . import codebook_tiles, field_tiles, outlier_tiles, pair_tiles
+from .codebook_tiles import by_polynomial, codes_on_grid, levels_of, on_grid, signs_on_grid, squeeze, values_by_table
+from .field_tiles import codes_of_learned, values_by_field
 from .noise_tiles import bytes_of, hashed, philox
+from .outlier_tiles import in_place
+from .pair_tiles import signs_of_pairs
 from .scale_tiles import reciprocal, step
 
 _SR_PURPOSE = tl.constexpr(0)
@@ -52,8 +55,8 @@ def encode(a, b, code, seed, group, level_ptr, C: tl.constexpr):
     PAIRED: tl.constexpr = C.dtype != 0
     if C.learned:
         inverse = reciprocal(code, 0, C).expand_dims(1)
-        u = field_tiles.codes_of_learned(a, inverse, level_ptr, C)
-        low, high = _pack(u, field_tiles.codes_of_learned(b, inverse, level_ptr, C), C.width, PAIRED)
+        u = codes_of_learned(a, inverse, level_ptr, C)
+        low, high = _pack(u, codes_of_learned(b, inverse, level_ptr, C), C.width, PAIRED)
     elif C.codebook:
         low, high = _encode_codebook(a, b, code, C)
     elif C.rounding == "nearest":
@@ -84,7 +87,7 @@ def _nearest(bits, inverse, C: tl.constexpr):
         OFFSET: tl.constexpr = (_ROUND + (1 << C.magnitude_bits)) * (1 + DOUBLE)
         code = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
         code = tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
-        return tl.maximum(code, _ROUND_BITS + 1) if outlier_tiles.in_place(C) else code
+        return tl.maximum(code, _ROUND_BITS + 1) if in_place(C) else code
 
 
 @triton.jit
@@ -116,16 +119,16 @@ def _encode_by_noise(a, b, code, seed, group, C: tl.constexpr):
     PAIRED: tl.constexpr = C.dtype != 0
     inverse = reciprocal(code, 8, C).expand_dims(1)
     s, t = _offset_256ths(a, inverse, C), _offset_256ths(b, inverse, C)
-    a_low, a_high, b_low, b_high = _halves(s, t, PAIRED)
+    a_low, a_high, b_low, b_high = _halves_of_words(s, t, PAIRED)
     if C.rounding == "sr":
         u_low, u_high = philox(seed, group, _SR_PURPOSE)
         v_low, v_high = u_low >> 8, u_high >> 8
     elif C.rounding == "hash":
-        u_low, u_high, v_low, v_high = _halves(hashed(a, C.dtype == 1), hashed(b, C.dtype == 1), PAIRED)
+        u_low, u_high, v_low, v_high = _halves_of_words(hashed(a, C.dtype == 1), hashed(b, C.dtype == 1), PAIRED)
     else:
         u_low, u_high, v_low, v_high = a_low ^ a_low, a_high ^ a_high, b_low ^ b_low, b_high ^ b_high
-    low = _join(_rounded(a_low, u_low, C), _rounded(b_low, v_low, C), C.width)
-    high = _join(_rounded(a_high, u_high, C), _rounded(b_high, v_high, C), C.width)
+    low = _join(_rounded_at_random(a_low, u_low, C), _rounded_at_random(b_low, v_low, C), C.width)
+    high = _join(_rounded_at_random(a_high, u_high, C), _rounded_at_random(b_high, v_high, C), C.width)
     if C.width <= 4:
         low = low | (high << (4 * C.width))
         high = low
@@ -147,7 +150,7 @@ def _offset_256ths(bits, inverse, C: tl.constexpr):
 
 
 @triton.jit
-def _halves(a, b, PAIRED: tl.constexpr):
+def _halves_of_words(a, b, PAIRED: tl.constexpr):
     """Words with two values each, added up: 0 and 2, 4 and 6, 1 and 3, 5 and 7."""
     four = tl.arange(0, 4).expand_dims(0)
     N: tl.constexpr = a.shape[0]
@@ -161,7 +164,7 @@ def _halves(a, b, PAIRED: tl.constexpr):
 
 
 @triton.jit
-def _rounded(word, noise, C: tl.constexpr):
+def _rounded_at_random(word, noise, C: tl.constexpr):
     """The codes from bit 8 on in each half of a word; below zero, noise is turned around."""
     negative = ((word >> (C.width + 7)) & 0x00010001) ^ 0x00010001
     return word + ((noise & 0x00FF00FF) ^ (negative * 255))
@@ -186,7 +189,7 @@ def _excess(C) -> int:
 @triton.constexpr_function
 def _may_clip(C) -> bool:
     """Whether a value may come to -2^M steps."""
-    return C.rounding in ("nearest", "trunc") and not outlier_tiles.in_place(C)
+    return C.rounding in ("nearest", "trunc") and not in_place(C)
 
 
 @triton.jit
@@ -195,22 +198,22 @@ def _encode_codebook(a, b, code, C: tl.constexpr):
     if len(C.polynomial) > 0:
         SIGNED: tl.constexpr = not C.unsigned and not C.scale_signed
         PAIRS: tl.constexpr = SIGNED and C.packs and C.dtype == 1
-        u, v = codebook_tiles.by_polynomial(a, inverse, C), codebook_tiles.by_polynomial(b, inverse, C)
+        u, v = by_polynomial(a, inverse, C), by_polynomial(b, inverse, C)
         if PAIRS:
-            low_signs, high_signs = pair_tiles.signs(((a >> 16) & 0xFFFF) | b, C)
+            low_signs, high_signs = signs_of_pairs(((a >> 16) & 0xFFFF) | b, C)
             low, high = _pack(u, v, C.width, True)
             low, high = low + low_signs, high + high_signs
         else:
             if SIGNED:
-                u, v = _with_sign(u, a, C), _with_sign(v, b, C)
+                u, v = _with_sign_bit(u, a, C), _with_sign_bit(v, b, C)
             low, high = _pack(u, v, C.width, C.dtype != 0)
     else:
-        low, high = codebook_tiles.grid(a, b, inverse, C)
+        low, high = on_grid(a, b, inverse, C)
         low_signs, high_signs = low, high
         if not C.unsigned and not C.scale_signed:
-            low_signs, high_signs = codebook_tiles.signs(a, b, C)
-        low = codebook_tiles.squeeze(codebook_tiles.codes(low, low_signs, C), C.width)
-        high = codebook_tiles.squeeze(codebook_tiles.codes(high, high_signs, C), C.width)
+            low_signs, high_signs = signs_on_grid(a, b, C)
+        low = squeeze(codes_on_grid(low, low_signs, C), C.width)
+        high = squeeze(codes_on_grid(high, high_signs, C), C.width)
         if C.width <= 4:
             low = low | (high << (4 * C.width))
             high = low
@@ -218,7 +221,7 @@ def _encode_codebook(a, b, code, C: tl.constexpr):
 
 
 @triton.jit
-def _with_sign(code, bits, C: tl.constexpr):
+def _with_sign_bit(code, bits, C: tl.constexpr):
     """The codes with the signs of floats above them; zeros have none."""
     bits = (bits.to(tl.float32, bitcast=True) + 0.0).to(tl.uint32, bitcast=True)
     return code + ((bits >> 31) << C.magnitude_bits)
@@ -275,9 +278,9 @@ def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr)
     one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
     if C.dither != "":
-        return field_tiles.values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
     elif C.codebook and C.packs:
-        return codebook_tiles.values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
+        return values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
     else:
         return _decode_fields(low, high, step(code, C).expand_dims(1), place_bits, level_ptr, C)
 
@@ -320,7 +323,7 @@ def _offset_codes(word, C: tl.constexpr):
 def _floats(word, index, value, place_bits, level_ptr, C: tl.constexpr):
     """The floats [N, 4] of the fields ``index`` [1, 4] of ``word``; ``value`` [N, 1] is what a step is worth."""
     if C.codebook:
-        return codebook_tiles.levels_of(word, index, place_bits, level_ptr, C) * value
+        return levels_of(word, index, place_bits, level_ptr, C) * value
     else:
         return _even_levels(word, index, value, place_bits, C.width, C.unsigned)
 

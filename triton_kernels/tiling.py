@@ -31,7 +31,7 @@ def from_stored(stored: Tensor, fmt: BFPFormat, shape: Sequence[int]) -> Tensor:
     down, across = -(-n_rows // fmt.rows), -(-n_columns // fmt.columns)
     matrix = stored.view(down, across, fmt.rows, fmt.columns).transpose(1, 2)
     matrix = matrix.reshape(down * fmt.rows, across * fmt.columns)
-    return matrix[:n_rows, :n_columns].reshape(list(shape)).contiguous()
+    return matrix.narrow(0, 0, n_rows).narrow(1, 0, n_columns).reshape(list(shape)).contiguous()
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:

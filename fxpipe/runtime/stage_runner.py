@@ -37,6 +37,8 @@ def inductor(half: HalfGraph) -> BoxedCall:
     """
     from torch._inductor import standalone_compile
 
+    from fxpipe.inline_kernels import with_inlined_kernels
+
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(half.graph_module.graph, mapping)
@@ -49,7 +51,9 @@ def inductor(half: HalfGraph) -> BoxedCall:
     set_own_values(graph)
     values = [mapping[n].meta["val"] for n in placeholders]
     examples = [v.detach() if isinstance(v, Tensor) else v for v in values]  # backward is a graph of its own
-    compiled = standalone_compile(fx.GraphModule(half.graph_module, graph), examples, dynamic_shapes="from_graph")
+    options = {"config_patches": with_inlined_kernels()}
+    whole = fx.GraphModule(half.graph_module, graph)
+    compiled = standalone_compile(whole, examples, dynamic_shapes="from_graph", options=options)
     from_input = {n: i for i, n in enumerate(placeholders)}
     from_result = {n: i for i, n in enumerate(computed)}
 

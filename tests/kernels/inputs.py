@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fxpipe.triton_kernels import BFPFormat, packing
+from fxpipe.triton_kernels.fused import ACTIVATIONS
 
 
 def normal(n: int, g: torch.Generator) -> Tensor:
@@ -136,3 +137,12 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(nan, b.isnan()) and torch.equal(
         a.masked_fill(nan, 0).view(bits), b.masked_fill(nan, 0).view(bits)
     )
+
+
+def near_activation(y: Tensor, x: Tensor, activation: str) -> bool:
+    """Some roundings of float32, then one of the dtype, from the activation in float64; NaN for NaN."""
+    exact = ACTIVATIONS[activation](x.double())
+    bound = torch.finfo(x.dtype).eps * exact.abs() * 0.51 + 2e-6 * x.double().abs() + 1e-7
+    finite = exact.isfinite() & (exact.abs() < torch.finfo(x.dtype).max)
+    near = ((y.double() - exact).abs() <= bound)[finite].all()
+    return bool(near) and torch.equal(y.isnan() & ~x.isinf(), x.isnan())  # at infinity torch itself varies

@@ -105,12 +105,12 @@ def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     planes = [within(torch.zeros_like(plane), guard, 85) for plane in expected]
     grid = (triton.cdiv(n, launch.TILE),)
     constants = launch._constants(fmt, reference.dtype_name(dtype, fmt), n, launch.TILE, packs=False)
-    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt), SEED, n, **constants)
+    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt, x), SEED, n, **constants)
     assert all(map(same, planes, expected))
     assert all(guarded(plane, guard, 85) for plane in planes)
 
     y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
-    launch.decompress_kernel[grid](*launch._arguments(planes, fmt), y, SEED, n, launch.PLACE_BITS, **constants)
+    launch.decompress_kernel[grid](*launch._arguments(planes, fmt, x), y, SEED, n, launch.PLACE_BITS, **constants)
     assert same(y, reference.decompress(expected, fmt, n, dtype))
     assert guarded(y, guard, 85.0)
 
@@ -142,10 +142,10 @@ def test_a_tensor_that_starts_anywhere_in_its_storage(dtype, offset):
 )
 def test_what_the_operators_do_for_a_device(fmt, order):
     x = torch.randn(3, 5, 40).to(torch.bfloat16)
-    planes = ops._compress_with(ops._encode_gpu)(x, fmt, order, SEED)
+    planes = ops.compress_on_gpu(x, fmt, order, SEED)
     assert all(map(same, planes, torch.ops.fxpipe.bfp_compress(x, fmt, order, SEED)))
     arguments = (planes, fmt, list(x.shape), order, x.dtype, SEED)
-    y, expected = ops._decompress_with(ops._decode_gpu)(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
+    y, expected = ops.decompress_on_gpu(*arguments), torch.ops.fxpipe.bfp_decompress(*arguments)
     assert same(y, expected)
     assert y.stride() == expected.stride()
 

@@ -5,15 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kernels.falls_short import FALLS_SHORT, ON_SM_100
 
 TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
+N_FUSED = 2 * 4 * 3  # dtypes, activations, and what is stored: nothing, the input, the output
 SOME = ["bfp4b32+unsigned", "bfp7b8", "bfp8b128", "bfp8b32+sr", "bfp3b16:gauss+e5m3", "bfp4b16+unsigned+e6m2"]
 
 
-def report(*arguments: str) -> list[dict[str, object]]:
+def report(*arguments: str) -> list[dict[str, Any]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(TOOL), "--json", "--check", *arguments]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
@@ -23,7 +26,7 @@ def report(*arguments: str) -> list[dict[str, object]]:
     return reports
 
 
-def shortfalls(reports: list[dict[str, object]]) -> list[object]:
+def shortfalls(reports: list[dict[str, Any]]) -> list[object]:
     return [
         (made["target"], made["kind"], made["format"], made["dtype"], why)
         for made in reports
@@ -37,10 +40,17 @@ def formats(names: list[str]) -> list[str]:
 
 def test_sm_90_every_width_block_dtype_and_option():
     reports = report("--target", "sm_90")
-    assert len(reports) == 96
+    assert len(reports) == 96 + N_FUSED
     assert shortfalls(reports) == [("sm_90", *known) for known in FALLS_SHORT]
     assert all(made["barriers"] == 0 and made["bytes_accessed"] >= made["bytes_per_value"] for made in reports)
     assert all(made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
+    of = {(made["kind"], made["format"], made["dtype"]): SimpleNamespace(**made) for made in reports}
+    fused = [key for key in of if key[1].startswith("bfp4b32, ")]
+    assert len(fused) == N_FUSED * 2 // 3
+    for activation, stored, dtype in fused:  # one pass moves less than two, and does no more
+        alone, then = of[activation, "", dtype], of["compress", "bfp4b32", dtype]
+        assert of[activation, stored, dtype].bytes_per_value < alone.bytes_per_value + then.bytes_per_value
+        assert of[activation, stored, dtype].instructions < 1.02 * (alone.instructions + then.instructions)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])

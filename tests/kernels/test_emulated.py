@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels import emulated
-from kernels.inputs import any_codes, classes_in_turn, same, tops
+from kernels.inputs import any_codes, classes_in_turn, near_activation, same, tops
 from kernels.kernel_formats import DECODED, FAMILY
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
@@ -99,3 +99,23 @@ def test_any_size(fmt, numel):
 def test_the_end_of_a_tensor_of_more_than_two_to_the_31_values(fmt, numel):
     before = 3 * 2**31 // launch.TILE
     assert_equal(90, BFPFormat.parse(fmt), classes_in_turn(numel, torch.float16), before=before)
+
+
+@pytest.mark.parametrize("stored", ["input", "output"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_relu_with_its_input_or_output_stored(target, dtype, stored):
+    x, fmt = classes_in_turn(launch.TILE + 817, dtype), BFPFormat.parse("bfp4b32")
+    y, *planes = emulated.activate_and_compress(target, "relu", stored, x, fmt)
+    assert same(y, torch.relu(x))
+    assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
+
+
+@pytest.mark.parametrize(("activation", "stored"), [("silu", "input"), ("silu", "output"), ("gelu_tanh", "input")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_smooth_activations_store_what_they_read_or_wrote(activation, stored, dtype):
+    """GELU with erf is left to the interpreter: libdevice's takes opcodes that flush denormals."""
+    x, fmt = classes_in_turn(launch.TILE, dtype), BFPFormat.parse("bfp4b32")
+    y, *planes = emulated.activate_and_compress(90, activation, stored, x, fmt)
+    assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
+    assert near_activation(y, x, activation)

@@ -1,0 +1,153 @@
+"""The last step before Inductor, on GPUs: operators of fxpipe become calls of their Triton kernels, which Inductor inlines.
+
+Inductor's own post-grad pass, so that every pass before it, ours and Inductor's, sees one node for one stored value. Formats
+without a kernel, and all values on other devices, stay the operators that they are.
+"""
+
+import operator
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch._inductor.config as inductor_config
+import torch.fx as fx
+import torch.utils._pytree as pytree
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_custom_graph_passes, get_hash_for_files
+from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxpipe.graph_module import describe
+from fxpipe.triton_kernels import fused, ops
+from fxpipe.triton_kernels.codec import why_no_kernel
+from fxpipe.triton_kernels.format import BFPFormat
+
+aten = torch.ops.aten
+
+DEVICES = ("cuda",)
+"""Where tensors go to the Triton kernels; PyTorch calls AMD's devices so too."""
+KERNELS: dict[Any, Callable[..., Any]] = {
+    torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
+    torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
+    torch.ops.fxpipe.activate_and_compress.default: fused.on_gpu,
+}
+
+
+def with_inlined_kernels() -> dict[str, Any]:
+    """Inductor's option that runs ``InlineKernels``, after the passes that its user has put there."""
+    return {"post_grad_custom_post_pass": [*get_custom_graph_passes(inductor_config.post_grad_custom_post_pass), _PASS]}
+
+
+class InlineKernels(CustomGraphPass):
+    """Puts the Triton call, traced from the code that launches it, in the place of each operator that has a kernel.
+
+    Changes no value.
+
+    Before::
+
+        compress_relu = fxpipe.bfp_compress(relu, 'bfp4b32', [0, 1])
+        relu_code32 = compress_relu[0]; relu_exponent = compress_relu[1]
+
+    After::
+
+        view = aten.view(relu, [4096]); empty = aten.empty([512]); empty_1 = aten.empty([128])
+        stored = triton_kernel_wrapper_functional(kernel_idx=0, ..., kwargs={'x_ptr': view, 'code32_ptr': empty, ...})
+        relu_code32 = stored['code32_ptr']; relu_exponent = stored['scale_ptr']
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        traced: dict[str, fx.Graph] = {}
+        for node in [n for target in KERNELS for n in graph.find_nodes(op="call_function", target=target)]:
+            if _has_kernel(node):
+                key = _layout(node)
+                traced[key] = traced.get(key) or _trace(node)
+                _inline(node, traced[key])
+
+    def uuid(self) -> bytes:
+        """What the result depends on besides the graph: the source of this file and of everything about the kernels."""
+        return _hash_of_sources()
+
+
+_PASS = InlineKernels()
+
+
+@cache
+def _hash_of_sources() -> bytes:
+    return get_hash_for_files((__file__, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
+
+
+def _has_kernel(node: fx.Node) -> bool:
+    """On a GPU, in a format with a kernel that needs no number of the values themselves; not concatenated too.
+
+    A part of a whole may start where no kernel can.
+    """
+    fmt = BFPFormat.parse(str(node.args[1]))
+    kind: Literal["compress", "decompress"] = (
+        "decompress" if node.target is torch.ops.fxpipe.bfp_decompress.default else "compress"
+    )
+    if why_no_kernel(fmt, kind) or (kind == "compress" and fmt.codebook == "learned"):
+        return False
+    first = node.args[0]
+    inputs = [first] if isinstance(first, fx.Node) else list(first)  # type: ignore[arg-type]
+    on_gpu = all(n.meta["val"].device.type in DEVICES for n in inputs)
+    return on_gpu and not any(map(_concatenated, inputs))
+
+
+def _concatenated(node: fx.Node) -> bool:
+    return any(user.target is aten.cat.default for user in node.users)
+
+
+def _layout(node: fx.Node) -> str:
+    """Equal for nodes that are traced alike."""
+
+    def text(argument: fx.Node) -> str:
+        val = argument.meta["val"]
+        if not isinstance(val, torch.Tensor):
+            return str(val)
+        return f"{val.dtype} {val.shape} {val.stride()} {val.storage_offset()} {val.device}"
+
+    return str((node.target, fx.map_arg((node.args, node.kwargs), text)))
+
+
+def _trace(node: fx.Node) -> fx.Graph:
+    """The graph of what a GPU runs for the node; its placeholders are ``node.all_input_nodes``, without repeats."""
+    inputs = node.all_input_nodes
+
+    def run(*values: Any) -> list[Any]:
+        known = dict(zip(inputs, values, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
+        return pytree.tree_leaves(KERNELS[node.target](*args, **kwargs))
+
+    with _fake_mode(node):
+        made = make_fx(functionalize(run), select_decomp_table())(*(n.meta["val"] for n in inputs))
+    made.graph.eliminate_dead_code()
+    return made.graph
+
+
+def _inline(node: fx.Node, traced: fx.Graph) -> None:
+    """Copies ``traced`` in front of the node, with values of its own, and puts its results in the node's place."""
+    copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
+    with _fake_mode(node), node.graph.inserting_before(node):
+        for step in traced.nodes:
+            if step.op == "call_function":
+                args, kwargs = fx.map_arg((step.args, step.kwargs), copies.__getitem__)
+                name = f"{node.name}_{step.name}"
+                copies[step] = node.graph.call_function(step.target, args, kwargs, name=name)
+                args, kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+                describe(copies[step], node, step.target(*args, **kwargs))
+    results: Any = [copies[r] for r in traced.output_node().args[0]]  # type: ignore[union-attr]
+    if isinstance(node.meta["val"], torch.Tensor):
+        node.replace_all_uses_with(results[0])
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        node.graph.erase_node(user)
+    node.graph.erase_node(node)
+
+
+def _fake_mode(node: fx.Node) -> FakeTensorMode:
+    mode: FakeTensorMode = pytree.tree_leaves(node.meta["val"])[0].fake_mode
+    return mode
