@@ -68,6 +68,9 @@ EQUIVALENT = {
     "below the bits of a half there is nothing that carries into its sign": (
         r"bfp\S+ float16 decompress: and\.b32 %r, %r, 2147449856 -> .* 2147449857"
     ),
+    "sixteen times a thread's number has no lowest bit": (
+        r"bfp3b64 float32 compress: and\.b32 %r, %r, 2032 -> and\.b32 %r, %r, 2033"
+    ),
     "no bfloat16 times the peak factor lies an ulp above a scale": (
         r"bfp4b16:gauss\+e5m3 bfloat16 compress: add\.s32 %r, %r, 1048575 -> .* 1048574"
     ),
