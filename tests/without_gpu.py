@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch._inductor.config as inductor_config
 import torch.fx as fx
+import torch.utils._triton
 import triton
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import PyCodeCache
@@ -34,8 +35,10 @@ ANSWERS: dict[str, Callable[..., object]] = {
     "current_device": lambda: 0,
     "raise_if_triton_unavailable": lambda _=None: None,
 }
-OPTIONS = {"force_disable_caches": True, "compile_threads": 1, "joint_graph_constant_folding": False}
-"""No code from an earlier run; no constants computed on the GPU."""
+OPTIONS = {
+    "force_disable_caches": True, "compile_threads": 1, "joint_graph_constant_folding": False, "shape_padding": False,
+}  # fmt: skip
+"""No code from an earlier run; nothing computed or timed on the GPU."""
 DRIVER = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0)
 
 
@@ -45,6 +48,7 @@ def an_h100() -> Iterator[list[str]]:
     sources: list[str] = []
     before = triton.runtime.driver._active
     with ExitStack() as stack:
+        stack.callback(_forget_what_there_is)
         for name, answer in ANSWERS.items():
             stack.enter_context(mock.patch.object(CudaInterface, name, staticmethod(answer)))
         for target in (CudaInterface.Worker, torch.cuda):
@@ -59,7 +63,15 @@ def an_h100() -> Iterator[list[str]]:
         stack.enter_context(inductor_config.patch(OPTIONS))
         triton.runtime.driver.set_active(DRIVER)
         stack.callback(triton.runtime.driver.set_active, before)
+        _forget_what_there_is()
         yield sources
+
+
+def _forget_what_there_is() -> None:
+    """Of the machine, which torch asks once and remembers."""
+    for function in vars(torch.utils._triton).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def kernel_calls(source: str) -> list[str]:
