@@ -118,7 +118,8 @@ class CompressingPartitioner(CustomPartitionerFn):
         )
         if problem := rules.unmatched(names_of_saved(forward.graph, backward.graph, n_outputs)):
             warnings.warn(f"in one compiled graph, {problem}", stacklevel=2)
-        compress_halves(forward, backward, n_outputs, points, inductor.channels_last(forward))
+        channels_last = inductor.channels_last(forward) if options.format is not None else ()
+        compress_halves(forward, backward, n_outputs, points, channels_last, exact_forward=False)
         set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))

@@ -8,14 +8,13 @@ import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxpipe.graph_module import describe
+from fxpipe.triton_kernels.codec import DEVICES
 from fxpipe.triton_kernels.format import BFPFormat
 from fxpipe.triton_kernels.fused import why_not_fused
 from fxpipe.value_facts import memory_order, storage_of, view_source
 
 aten = torch.ops.aten
 
-DEVICES = ("cuda",)
-"""PyTorch calls AMD's devices so too."""
 IN_MEMORY = (
     aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
     aten.linear.default,
@@ -23,10 +22,10 @@ IN_MEMORY = (
 """What computes a value that is in memory anyway. Others may run in one kernel of Inductor's with what reads them."""
 
 
-def fuse_producers(forward: fx.Graph) -> None:
+def fuse_producers(forward: fx.Graph, *, exact: bool) -> None:
     """Fuses each activation of a matrix product or convolution that is stored, or whose input is; edits in place.
 
-    The stored values are the same; ReLU is exact, and SiLU and GELU are within a rounding of torch's.
+    ReLU is exact. SiLU and GELU are within a rounding of torch's, as they are of Inductor's: with ``exact`` they are left.
 
     Before::
 
@@ -43,7 +42,8 @@ def fuse_producers(forward: fx.Graph) -> None:
     for compress in forward.find_nodes(op="call_function", target=torch.ops.fxpipe.bfp_compress.default):
         value = compress.args[0]
         assert isinstance(value, fx.Node)
-        found = ((producer, stored) for producer, stored in _producers(value) if _pays(producer, stored, compress))
+        producers = (p for p in _producers(value) if not exact or _activation(p[0]) == "relu")
+        found = ((producer, stored) for producer, stored in producers if _pays(producer, stored, compress))
         if (chosen := next(found, None)) is not None:
             _fuse(*chosen, compress)
 
@@ -65,8 +65,8 @@ def _activation(node: fx.Node) -> str:
     """Its name for ``fxpipe::activate_and_compress``; empty for other operators."""
     if node.target is aten.gelu.default:
         return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
-    names = {aten.relu.default: "relu", aten.silu.default: "silu"}
-    return names.get(node.target, "")  # type: ignore[call-overload, no-any-return]
+    names: dict[object, str] = {aten.relu.default: "relu", aten.silu.default: "silu"}
+    return names.get(node.target, "")
 
 
 def _pays(producer: fx.Node, stored: str, compress: fx.Node) -> bool:

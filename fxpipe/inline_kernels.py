@@ -20,15 +20,13 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxpipe.graph_module import describe
+from fxpipe.graph_module import describe, returned
 from fxpipe.triton_kernels import fused, ops
-from fxpipe.triton_kernels.codec import why_no_kernel
+from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
 from fxpipe.triton_kernels.format import BFPFormat
 
 aten = torch.ops.aten
 
-DEVICES = ("cuda",)
-"""Where tensors go to the Triton kernels; PyTorch calls AMD's devices so too."""
 KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
@@ -90,10 +88,8 @@ def _has_kernel(node: fx.Node) -> bool:
     )
     if why_no_kernel(fmt, kind) or (kind == "compress" and fmt.codebook == "learned"):
         return False
-    first = node.args[0]
-    inputs = [first] if isinstance(first, fx.Node) else list(first)  # type: ignore[arg-type]
-    on_gpu = all(n.meta["val"].device.type in DEVICES for n in inputs)
-    return on_gpu and not any(map(_concatenated, inputs))
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    return all(n.meta["val"].device.type in DEVICES for n in inputs) and not any(map(_concatenated, inputs))
 
 
 def _concatenated(node: fx.Node) -> bool:
@@ -138,7 +134,7 @@ def _inline(node: fx.Node, traced: fx.Graph) -> None:
                 copies[step] = node.graph.call_function(step.target, args, kwargs, name=name)
                 args, kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
                 describe(copies[step], node, step.target(*args, **kwargs))
-    results: Any = [copies[r] for r in traced.output_node().args[0]]  # type: ignore[union-attr]
+    results: Any = [copies[r] for r in returned(traced)]
     if isinstance(node.meta["val"], torch.Tensor):
         node.replace_all_uses_with(results[0])
     for user in list(node.users):

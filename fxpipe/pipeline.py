@@ -126,7 +126,7 @@ def default_pipeline(
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),
             LowerStages(partitioner=partitioner_for(options.partitioner, options.format)),
             ChooseSavePoints(format=options.format, min_bytes=options.min_bytes, exact_forms=options.exact_forms),
-            CompressSavePoints(),
+            CompressSavePoints(exact_forward=options.stage_compiler == "none"),
         ),
         observers,
     )

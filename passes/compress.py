@@ -87,7 +87,8 @@ class ChooseSavePoints(Pass):
 class CompressSavePoints(Pass):
     """Puts a compress node after the last forward use and a decompress node before the first backward use of each chosen value.
 
-    Changes gradients within the format's bound, and never a forward output.
+    Changes gradients within the format's bound, and never a forward output; but where ``exact_forward`` is off, for stages that
+    Inductor compiles, SiLU and GELU may be fused on a GPU and differ by a rounding, as they do there (``fuse_producers``).
 
     Before::
 
@@ -108,6 +109,7 @@ class CompressSavePoints(Pass):
     requires: ClassVar[tuple[type, ...]] = (LoweredStages, CompressionPlan)
     provides: ClassVar[tuple[type, ...]] = (LoweredStages,)
     exact: ClassVar[bool] = False
+    exact_forward: bool = True
 
     def run(self, program: Program) -> Program:
         plan = program.fact(CompressionPlan)
@@ -120,7 +122,7 @@ class CompressSavePoints(Pass):
             copy_graph_module(stage.backward.graph_module),
         )
         n_outputs = _n_outputs(stage)
-        compress_halves(forward, backward, n_outputs, points)
+        compress_halves(forward, backward, n_outputs, points, exact_forward=self.exact_forward)
         saved = tuple(Binding("saved", n.name) for n in returned(forward.graph)[n_outputs:])
         tangents = tuple(b for b in stage.backward.inputs if b.kind != "saved")
         return replace(
@@ -136,8 +138,11 @@ def compress_halves(
     n_outputs: int,
     points: Iterable[SavePoint],
     channels_last: Collection[fx.Node] = (),
+    *,
+    exact_forward: bool = True,
 ) -> None:
-    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_producers``.
+    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_producers``, which
+    gets ``exact_forward``.
 
     ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
     saved values in the same order first. The values of ``channels_last`` will have their memory in that order, whatever
@@ -159,7 +164,7 @@ def compress_halves(
         for t in (rewrite.save(node, placeholder, chosen[node.name], index) if node.name in chosen else [node])
     ]
     set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
-    fuse_producers(forward.graph)
+    fuse_producers(forward.graph, exact=exact_forward)
     forward.recompile()
     backward.recompile()
 

@@ -37,8 +37,8 @@ def graph_of(function, *inputs: torch.Tensor, mode: str = "fake", gpu: bool = Tr
     return module
 
 
-def fused(module: fx.GraphModule) -> list[fx.Node]:
-    fuse_producers(module.graph)
+def fused(module: fx.GraphModule, exact: bool = False) -> list[fx.Node]:
+    fuse_producers(module.graph, exact=exact)
     module.graph.lint()
     module.recompile()
     return module.graph.find_nodes(op="call_function", target=FUSED)
@@ -135,6 +135,11 @@ def test_left_as_it_is(function):
     before = str(module.graph)
     assert not fused(module)
     assert str(module.graph) == before
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_rounds_otherwise_is_left_where_forward_must_be_exact(activation):
+    assert len(fused(graph_of(layer(activation), X), exact=True)) == (activation == "relu")
 
 
 def test_on_the_cpu_nothing_changes():

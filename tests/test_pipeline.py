@@ -49,6 +49,11 @@ def test_values_are_computed_again_for_memory_where_they_are_compressed(format, 
     assert step.partitioner == partitioner
 
 
+@pytest.mark.parametrize("compiler", ["none", "inductor"])
+def test_forward_stays_exact_unless_inductor_compiles_it(compiler):
+    assert default_pipeline(Options(stage_compiler=compiler)).passes[-1].exact_forward == (compiler == "none")
+
+
 def test_an_unknown_option_lists_the_known():
     known = ", ".join(sorted(f.name for f in dataclasses.fields(Options)))
     with pytest.raises(OptionError) as caught:

@@ -9,6 +9,8 @@ from .format import DTYPES, BFPFormat
 
 ROUNDINGS = ("nearest", "trunc", "hash", "sr")
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
+DEVICES = ("cuda",)
+"""Where tensors go to the Triton kernels; PyTorch calls AMD's devices so too."""
 _LARGEST_HALF = 65504.0
 
 

@@ -2,7 +2,8 @@
 
 The arithmetic is in ``tiles`` and what it imports, the loads and stores in ``memory_tiles``. A program whose tile is full
 masks nothing; only the last one's may not be. Offsets are marked as not contiguous where a wider access would move the
-data through shared memory first.
+data through shared memory first. Every kernel moves its pointers itself: Inductor, which must know what a kernel writes to,
+does not follow pointers that a function returns.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -53,36 +54,14 @@ def compress_kernel(
     outlier_ptr += block
     if EVEN or rest == BLOCKS * C.block:
         _compress_tile(
-            x_ptr,
-            code32_ptr,
-            code16_ptr,
-            code8_ptr,
-            scale_ptr,
-            outlier_ptr,
-            level_ptr,
-            seed_ptr,
-            group,
-            rest,
-            C,
-            BLOCKS,
-            True,
-        )
+            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, seed_ptr, group, rest, C,
+            BLOCKS, True,
+        )  # fmt: skip
     else:
         _compress_tile(
-            x_ptr,
-            code32_ptr,
-            code16_ptr,
-            code8_ptr,
-            scale_ptr,
-            outlier_ptr,
-            level_ptr,
-            seed_ptr,
-            group,
-            rest,
-            C,
-            BLOCKS,
-            False,
-        )
+            x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, seed_ptr, group, rest, C,
+            BLOCKS, False,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -116,38 +95,14 @@ def decompress_kernel(
     y_ptr += block * C.block
     if EVEN or rest == BLOCKS * C.block:
         _decompress_tile(
-            code32_ptr,
-            code16_ptr,
-            code8_ptr,
-            scale_ptr,
-            outlier_ptr,
-            level_ptr,
-            y_ptr,
-            seed_ptr,
-            group,
-            rest,
-            place_bits,
-            C,
-            BLOCKS,
-            True,
-        )
+            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, y_ptr, seed_ptr, group, rest,
+            place_bits, C, BLOCKS, True,
+        )  # fmt: skip
     else:
         _decompress_tile(
-            code32_ptr,
-            code16_ptr,
-            code8_ptr,
-            scale_ptr,
-            outlier_ptr,
-            level_ptr,
-            y_ptr,
-            seed_ptr,
-            group,
-            rest,
-            place_bits,
-            C,
-            BLOCKS,
-            False,
-        )
+            code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, y_ptr, seed_ptr, group, rest,
+            place_bits, C, BLOCKS, False,
+        )  # fmt: skip
 
 
 @triton.jit
