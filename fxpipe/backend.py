@@ -128,10 +128,12 @@ class CompressingPartitioner(CustomPartitionerFn):
     def uuid(self) -> Any:
         """Everything that the compiled code depends on: the options, and the source of the rewrite.
 
-        Never ``None``: contrary to its documentation torch 2.13 caches then too, under the key of plain Inductor.
+        Never ``None``: contrary to its documentation torch 2.13 caches then too, under the key of plain Inductor. A key of its
+        own, so that nothing comes from the cache, where that would lose the call of ``on_plan`` or the warning of a pattern
+        that matches nothing, and where module paths decide on formats: the cache's key does not hold them.
         """
-        if self.options.on_plan is not None:
-            return uuid4().bytes  # a key of its own, since code from the cache comes without a plan
+        if self.options.on_plan is not None or FormatRules.parse(self.options.format).rules:
+            return uuid4().bytes
         facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
         rewrite = (joint, save_points, compress, fused_producers, inductor)
         modules = (sys.modules[__name__], *rewrite, *facts, formats, ops, exact)

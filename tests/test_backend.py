@@ -382,6 +382,13 @@ def test_a_pattern_that_matches_nothing_in_a_graph_is_told():
         step(Summed(), (torch.randn(256, 32),), format={"*.mpl.*": "bfp4b32"}, partitioner="default")
 
 
+def test_a_pattern_that_matches_nothing_is_told_again_by_the_next_process():
+    """Another process finds the first one's code in Inductor's cache; here, after a reset, so would the second compilation."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="matches none of the"):
+            step(Summed(), (torch.randn(256, 32),), format={"*.nowhere.*": "bfp4b32"})
+
+
 def test_a_format_with_seeds():
     """The same step twice is the same to the bit; another step rounds otherwise; dropout draws the numbers that it drew."""
     model, x = nn.Sequential(nn.Dropout(0.1), Summed()), torch.randn(256, 32)
