@@ -104,7 +104,8 @@ def test_a_class_without_source():
 
 
 def test_another_process_finds_the_same():
-    code = "from fxpipe.demos import demo; from fxpipe.model_digest import model_digest; print(model_digest(demo('gpt')()[0]))"
+    imports = "from fxpipe.demos import demo; from fxpipe.model_digest import model_digest"
+    code = f"{imports}; print(model_digest(demo('gpt')()[0]))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     from fxpipe.demos import demo
 
