@@ -21,6 +21,7 @@ from torch._functorch._aot_autograd.schemas import OutputType, ViewAndMutationMe
 from torch._functorch.aot_autograd import aot_export_joint_with_descriptors
 from torch._functorch.partitioners import default_partition, min_cut_rematerialization_partition
 
+from fxpipe.attention import recompute_attention
 from fxpipe.errors import VerifyError
 from fxpipe.ir.stage_graphs import Binding
 from fxpipe.save_points import save_relus
@@ -38,9 +39,21 @@ def min_bytes_partition(joint: fx.GraphModule, *args: Any, **kwargs: Any) -> tup
         return min_cut_rematerialization_partition(joint, *args, **kwargs)
 
 
+def recompute_attention_partition(
+    joint: fx.GraphModule, *args: Any, **kwargs: Any
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """``min_bytes_partition``, and backward computes fused attention again (``recompute_attention``)."""
+    forward, backward = min_bytes_partition(joint, *args, **kwargs)
+    recompute_attention(forward.graph, backward.graph, kwargs["num_fwd_outputs"])
+    forward.recompile()
+    backward.recompile()
+    return forward, backward
+
+
 PARTITIONERS: dict[str, JointPartitioner] = {
     "min-cut": min_cut_rematerialization_partition,
     "min-bytes": min_bytes_partition,
+    "recompute-attention": recompute_attention_partition,
     "default": default_partition,
 }
 AUTO = "auto"

@@ -55,7 +55,7 @@ class Options:
     ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.
     min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
     loss, and compute copies of parameters again. partitioner: what forward saves (``lower-stages``); ``auto`` is ``min-bytes``
-    with a format, else ``min-cut``.
+    with a format, else ``min-cut``; ``recompute-attention`` saves less still, for time.
     objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
     stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks

@@ -22,7 +22,8 @@ class LowerStages(Pass):
     """Traces each stage's forward and backward into one joint graph and cuts it in two.
 
     ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``min-bytes`` also
-    where that takes another pass over memory, ``default`` saves what eager autograd would. None changes a number.
+    where that takes another pass over memory, ``recompute-attention`` fused attention too (``fxpipe.attention``), ``default``
+    saves what eager autograd would. None changes a number.
 
     Before::
 

@@ -121,8 +121,8 @@ FLOORS = {
         "triton_kernels/zero_reference.py",
     ],
     6: [
+        "fxpipe/attention.py",
         "fxpipe/cut_rules.py",
-        "fxpipe/joint.py",
         "fxpipe/planner/line.py",
         "fxpipe/planner/problem.py",
         "fxpipe/profile.py",
@@ -131,15 +131,16 @@ FLOORS = {
         "triton_kernels/lossless_codings.py",
     ],
     7: [
+        "fxpipe/joint.py",
         "fxpipe/layer_profile.py",
         "fxpipe/planner/fastest.py",
-        "fxpipe/splice.py",
         "triton_kernels/lossless.py",
         "triton_kernels/reference.py",
     ],
     8: [
         "fxpipe/format_page.py",
         "fxpipe/planner/single_devices.py",
+        "fxpipe/splice.py",
         "triton_kernels/by_definition.py",
         "triton_kernels/launch.py",
         "triton_kernels/native.py",

@@ -193,7 +193,7 @@ def test_what_a_checkpoint_computes_again_is_not_saved():
         (
             {"partitioner": "max-cut"},
             OptionError,
-            r"unknown partitioner 'max-cut'; known: auto, default, min-bytes, min-cut",
+            r"unknown partitioner 'max-cut'; known: auto, default, min-bytes, min-cut, recompute-attention",
         ),
         ({"min_bytes": "4KiB"}, OptionError, r"option min_bytes is a number of bytes, 0 or more; found '4KiB'"),
         ({"min_bytes": -1}, OptionError, r"option min_bytes is a number of bytes, 0 or more; found -1"),

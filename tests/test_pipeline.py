@@ -72,7 +72,11 @@ def test_an_unknown_option_lists_the_known():
         ("format", "bfp4", "bfp4"),
         ("format", "bfp9b32", "bfp9b32"),
         ("min_bytes", -1, "min_bytes is -1; expected at least 0"),
-        ("partitioner", "max-cut", "unknown partitioner 'max-cut'; known: auto, default, min-bytes, min-cut"),
+        (
+            "partitioner",
+            "max-cut",
+            "unknown partitioner 'max-cut'; known: auto, default, min-bytes, min-cut, recompute-attention",
+        ),
         ("objective", "beauty", "beauty"),
         ("device", "abacus", "unknown device 'abacus'; known: "),
         ("bandwidth", "fast", "fast"),

@@ -115,7 +115,7 @@ def step_of(name, program):
     return run_on(model, program, tensors, constants_of(program, model))
 
 
-@pytest.mark.parametrize("partitioner", ["min-bytes", "min-cut", "default"])
+@pytest.mark.parametrize("partitioner", ["recompute-attention", "min-bytes", "min-cut", "default"])
 @pytest.mark.parametrize("name", ["gpt", "llama", "vit"])
 def test_spliced_stages_equal_eager_bitwise_and_save_as_much(name, partitioner, monkeypatch):
     program, n_spliced = program_of(name, partitioner, monkeypatch)
