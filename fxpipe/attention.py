@@ -13,7 +13,7 @@ from fxpipe.value_facts import original_of
 
 aten = torch.ops.aten
 
-FUSED_ATTENTION = {
+FUSED_ATTENTION: dict[Any, Any] = {
     aten._scaled_dot_product_flash_attention_for_cpu.default:
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
     aten._scaled_dot_product_flash_attention.default: aten._scaled_dot_product_flash_attention_backward.default,
@@ -99,8 +99,9 @@ def _compute_again(attention: fx.Node, inputs: dict[str, Any], results: list[fx.
     graph = results[0].graph
     first = min(first_user(placeholder) for placeholder in results)
     _move_before(first, [value for value in inputs.values() if isinstance(value, fx.Node)])
+    target: Any = attention.target
     with graph.inserting_before(first):
-        again = graph.call_function(attention.target, kwargs=inputs, name=f"{attention.name}_again")
+        again = graph.call_function(target, kwargs=inputs, name=f"{attention.name}_again")
         describe(again, attention, attention.meta["val"])
         found = [graph.call_function(operator.getitem, (again, index)) for index in (OUTPUT, LOGSUMEXP)]
     for index, node in enumerate(found):
