@@ -7,7 +7,7 @@ On GPUs Inductor inlines the kernels of the operators (``inline_kernels``).
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 from uuid import uuid4
@@ -118,12 +118,15 @@ class CompressingPartitioner(CustomPartitionerFn):
         )
         if problem := rules.unmatched(names_of_saved(forward.graph, backward.graph, n_outputs)):
             warnings.warn(f"in one compiled graph, {problem}", stacklevel=2)
-        channels_last = inductor.channels_last(forward) if options.format is not None else ()
-        compress_halves(forward, backward, n_outputs, points, channels_last, exact_forward=False)
+        compress_halves(forward, backward, n_outputs, points, self.channels_last(forward), exact_forward=False)
         set_own_values(backward.graph)
         if options.on_plan is not None:
             options.on_plan(CompressionPlan(points))
         return forward, backward
+
+    def channels_last(self, forward: fx.GraphModule) -> Collection[fx.Node]:
+        """The values whose memory the compiler will put in that order."""
+        return inductor.channels_last(forward) if self.options.format is not None else ()
 
     def uuid(self) -> Any:
         """Everything that the compiled code depends on: the options, and the source of the rewrite.

@@ -4,7 +4,7 @@ For ``bench_quality.py``. Cut by the partitioner on Inductor's decompositions an
 own, and no compiler's rounding is mixed in.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,6 +31,13 @@ VIT = {"batch": 4, "size": 64, "patch": 8, "width": 192, "n_layers": 4, "n_heads
 LLAMA = {"batch": 2, "length": 128, "vocabulary": 1024, "width": 192, "n_layers": 4, "n_heads": 6}
 
 Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
+
+
+class ByEagerOperators(CompressingPartitioner):
+    """The backend's partitioner for a compiler that leaves layouts as they are."""
+
+    def channels_last(self, forward: fx.GraphModule) -> Collection[fx.Node]:
+        return ()
 
 
 def by_eager_operators(partitioner: Partitioner) -> Any:
@@ -60,7 +67,7 @@ def setting(
     if name == "fp32":
         return min_cut_rematerialization_partition, nullcontext(), plans
     options = BackendOptions(format=name, partitioner=partitioner, on_plan=plans.append)
-    return CompressingPartitioner(options), nullcontext(), plans
+    return ByEagerOperators(options), nullcontext(), plans
 
 
 def bits(plans: Sequence[CompressionPlan]) -> float | None:
