@@ -1,4 +1,4 @@
-"""On GPUs a stored value is decoded inside the loops that read it, where all that read it are loops of Inductor's."""
+"""On GPUs a stored value is decoded inside the loops that read it, where that moves fewer bytes for certain."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,18 @@ from fxpipe.value_facts import view_source
 def decodes_in_loops(decompress: fx.Node) -> bool:
     """Whether Inductor will fuse the operators of ``open_decoding`` into everything that reads the decoded value.
 
-    Not where a matrix product, a convolution or anything else from a library reads it, or the graph returns it: the value
-    must be in memory then, and the kernel of ``fxpipe::bfp_decompress`` writes it faster. Nor in float16: loops would see
-    more bits than it has, as Inductor leaves out conversions between them.
+    Where value by value is computed from it until something is in memory anyway, because a matrix product, a convolution
+    or the like reads it, or the graph returns it: an activation's backward, or its recomputation. Otherwise the kernel of
+    ``fxpipe::bfp_decompress`` writes the value: where it is itself read like that; where sums are taken of what is computed
+    from it, as in a norm's backward, since Inductor then puts a product of some thirty operators into memory, in float32,
+    rather than compute it twice; and in float16, of which loops would see more bits than it has, as Inductor leaves out
+    conversions between them.
     """
     value: torch.Tensor = decompress.meta["val"]
     if value.dtype == torch.float16 or why_not_open(BFPFormat.parse(str(decompress.args[1]))):
         return False
-    readers = list(_readers(decompress))
-    return bool(readers) and all(map(_is_loop, readers))
+    readers = set(_readers(decompress))
+    return bool(readers) and all(map(_is_pointwise, readers)) and not any(map(_is_summed, _only_in_loops(readers)))
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
@@ -29,6 +32,26 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
         yield from _readers(user) if view_source(user) is node else (user,)
 
 
+def _is_pointwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
+def _is_summed(node: fx.Node) -> bool:
+    return not all(map(_is_pointwise, _readers(node)))
+
+
+def _only_in_loops(nodes: set[fx.Node]) -> Iterator[fx.Node]:
+    """These pointwise nodes and those computed from them value by value, as far as none has to be in memory."""
+    waiting, seen = list(nodes), set(nodes)
+    while waiting:
+        node = waiting.pop()
+        readers = set(_readers(node))
+        if all(map(_is_loop, readers)):
+            yield node
+            more = {r for r in readers if _is_pointwise(r)} - seen
+            seen |= more
+            waiting += more
+
+
 def _is_loop(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.pointwise in tags or torch.Tag.reduction in tags
+    return _is_pointwise(node) or torch.Tag.reduction in getattr(node.target, "tags", ())

@@ -1,7 +1,9 @@
 """The last step before Inductor, on GPUs: operators of fxpipe become calls of their Triton kernels, which Inductor inlines.
 
-Where only loops of Inductor's read a decoded value, it becomes plain operators instead, which Inductor fuses into those loops
-(``fused_consumers``). Inductor's own post-grad pass, so that every pass before it, ours and Inductor's, sees one node for one stored value. Formats
+Where only loops of Inductor's read a decoded value, it becomes plain operators instead, which Inductor fuses into those
+loops (``fused_consumers``).
+
+Inductor's own post-grad pass, so that every pass before it, ours and Inductor's, sees one node for one stored value. Formats
 without a kernel, and all values on other devices, stay the operators that they are.
 """
 
@@ -21,7 +23,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxpipe.fused_consumers import decodes_in_loops
+from fxpipe import fused_consumers, value_facts
 from fxpipe.graph_module import describe, returned
 from fxpipe.triton_kernels import fused, ops
 from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
@@ -68,7 +70,7 @@ class InlineKernels(CustomGraphPass):
                 _inline(node, traced[key])
 
     def uuid(self) -> bytes:
-        """What the result depends on besides the graph: the source of this file and of everything about the kernels."""
+        """What the result depends on besides the graph: the sources that decide, and those of the kernels."""
         return _hash_of_sources()
 
 
@@ -77,14 +79,15 @@ _PASS = InlineKernels()
 
 @cache
 def _hash_of_sources() -> bytes:
-    return get_hash_for_files((__file__, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
+    deciding = (__file__, fused_consumers.__file__, value_facts.__file__)
+    return get_hash_for_files((*deciding, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
 
 
 def _function(node: fx.Node) -> Function | None:
     """What is traced in the place of the node; nothing leaves it one node."""
     if not all(v.device.type in DEVICES for v in _tensors_read(node)):
         return None
-    if node.target is torch.ops.fxpipe.bfp_decompress.default and decodes_in_loops(node):
+    if node.target is torch.ops.fxpipe.bfp_decompress.default and fused_consumers.decodes_in_loops(node):
         return ops.decompress_in_operators
     return KERNELS[node.target] if _has_kernel(node) else None
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .codec import codec
 from .format import GROUP, BFPFormat
@@ -36,51 +37,49 @@ def decompress(
     conversions out; those of float16 by the conversion alone.
     """
     n_codes = len(fmt.group_planes)
-    codes = _fields(planes[:n_codes], fmt.width)
-    scales = _spread(_scale_codes(planes[n_codes:], fmt), fmt.block).narrow(0, 0, codes.numel())
-    magnitudes = scales & fmt.scale_kind.nan
+    codes = _fields(planes[:n_codes], fmt.width, numel)
+    scales = _scale_codes(planes[n_codes:], fmt, numel)
+    magnitudes = scales & fmt.scale_kind.nan if fmt.scale_kind.signed else scales
     values = _numbers(codes, fmt) * _steps(scales, magnitudes, fmt)
     if codec(fmt, dtype_name(dtype, fmt), packs=False).inexact:
         values = _nearest_bfloat(values)
     if dtype == torch.float16 and not fmt.is_basic:
         values = values.clamp(-65504.0, 65504.0)
-    return torch.where(magnitudes == fmt.scale_kind.nan, torch.nan, values).to(dtype).narrow(0, 0, numel)
+    return torch.where(magnitudes == fmt.scale_kind.nan, torch.nan, values).to(dtype)
 
 
-def _fields(planes: Sequence[Tensor], width: int) -> Tensor:
-    """The fields of so many bits, [n] (int32), of planes of codes."""
-    if width == GROUP:  # two words for a group
-        return _of_words(planes[0], GROUP // 2, width)
-    word, at = None, 0
-    for plane in planes:
-        bits = 8 * plane.itemsize
-        part = plane.to(torch.int64 if width > 4 else torch.int32)
-        if plane.dtype.is_signed and at + bits < 8 * part.itemsize:
-            part = part & ((1 << bits) - 1)
-        word = part if word is None else word | (part << at)
-        at += bits
-    assert word is not None
-    return _of_words(word, GROUP, width)
-
-
-def _of_words(words: Tensor, n: int, width: int) -> Tensor:
-    """The lowest ``n`` fields of each word, in turn."""
-    places = torch.arange(n * words.numel(), device=words.device)
-    shifts = (places & (n - 1)).to(torch.int32) * width  # of a remainder, compilers make more
-    return ((_spread(words, n) >> shifts) & ((1 << width) - 1)).to(torch.int32)
-
-
-def _scale_codes(planes: Sequence[Tensor], fmt: BFPFormat) -> Tensor:
-    """Of each block, and perhaps of some that fill up a group."""
+def _scale_codes(planes: Sequence[Tensor], fmt: BFPFormat, numel: int) -> Tensor:
+    """Of each value's block."""
     bits = fmt.scale_kind.bits
     if bits == 8:
-        return planes[0].to(torch.int32)
-    return _fields(planes[: len(BFPFormat(bits, GROUP).group_planes)], bits)
+        return _spread(planes[0], fmt.block, numel).to(torch.int32)
+    return _fields(planes[: len(BFPFormat(bits, GROUP).group_planes)], bits, numel, fmt.block)
 
 
-def _spread(x: Tensor, n: int) -> Tensor:
-    """Each element ``n`` times."""
-    return x.unsqueeze(1).expand(-1, n).reshape(-1)
+def _fields(planes: Sequence[Tensor], width: int, numel: int, each: int = 1) -> Tensor:
+    """Fields of so many bits, [numel] (int32), of planes of codes: ``each`` values in a row have one.
+
+    Everything has the size of the result from the start on, as loops of different sizes are not fused.
+    """
+    n = GROUP if width < GROUP else GROUP // 2  # in a word
+    parts = [_spread(plane, n * each, numel) for plane in planes]
+    word, at = parts[0].to(torch.int64 if 4 < width < GROUP else torch.int32), 8 * parts[0].itemsize
+    if len(parts) > 1:
+        word = word & ((1 << at) - 1)
+    for part in parts[1:]:
+        word = word | ((part.to(word.dtype) & ((1 << (8 * part.itemsize)) - 1)) << at)
+        at += 8 * part.itemsize
+    small = statically_known_true(numel < 2**31)
+    places = torch.arange(numel, device=word.device, dtype=torch.int32 if small else torch.int64)
+    if each > 1:
+        places = places >> (each.bit_length() - 1)
+    shifts = (places & (n - 1)).to(torch.int32) * width  # of remainders, compilers make more
+    return ((word >> shifts) & ((1 << width) - 1)).to(torch.int32)
+
+
+def _spread(x: Tensor, n: int, numel: int) -> Tensor:
+    """Each element ``n`` times, ``numel`` in all."""
+    return x.unsqueeze(1).expand(-1, n).reshape(-1).narrow(0, 0, numel)
 
 
 def _steps(scales: Tensor, magnitudes: Tensor, fmt: BFPFormat) -> Tensor:

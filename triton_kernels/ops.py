@@ -210,7 +210,7 @@ compress_on_gpu = _compress_with(_encode_gpu)
 decompress_on_gpu = _decompress_with(_decode_gpu)
 """``fxpipe::bfp_decompress``, likewise."""
 decompress_in_operators = _decompress_with(open_decoding.decompress)
-"""The same in plain operators on every value by itself, for formats that ``open_decoding.why_not_open`` says nothing against."""
+"""The same in operators that loops can take in, for formats that ``open_decoding.why_not_open`` says nothing against."""
 
 _LIBRARY.impl("bfp_compress", _compress_with(cpu.compress), "CPU")
 _LIBRARY.impl("bfp_decompress", _decompress_with(cpu.decompress), "CPU")
