@@ -25,6 +25,9 @@ IN_MEMORY = (
 def fuse_producers(forward: fx.Graph, *, exact: bool) -> None:
     """Fuses each activation of a matrix product or convolution that is stored, or whose input is; edits in place.
 
+    A residual sum is left to Inductor, which computes it in one kernel with the norm that reads it: the sum and its storing
+    in one kernel, then the norm, would move as many bytes, 10.5 for a 16-bit value in 4 bits.
+
     ReLU is exact. SiLU and GELU are within a rounding of torch's, as they are of Inductor's: with ``exact`` they are left.
 
     Before::

@@ -1,5 +1,8 @@
 """The last step before Inductor, on GPUs: operators of fxpipe become calls of their Triton kernels, which Inductor inlines.
 
+Where only loops of Inductor's read a decoded value, it becomes plain operators instead, which Inductor fuses into those
+loops (``fused_consumers``).
+
 Inductor's own post-grad pass, so that every pass before it, ours and Inductor's, sees one node for one stored value. Formats
 without a kernel, and all values on other devices, stay the operators that they are.
 """
@@ -20,6 +23,7 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxpipe import fused_consumers, value_facts
 from fxpipe.graph_module import describe, returned
 from fxpipe.triton_kernels import fused, ops
 from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
@@ -27,7 +31,8 @@ from fxpipe.triton_kernels.format import BFPFormat
 
 aten = torch.ops.aten
 
-KERNELS: dict[Any, Callable[..., Any]] = {
+Function = Callable[..., Any]
+KERNELS: dict[Any, Function] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
     torch.ops.fxpipe.activate_and_compress.default: fused.on_gpu,
@@ -42,7 +47,7 @@ def with_inlined_kernels() -> dict[str, Any]:
 class InlineKernels(CustomGraphPass):
     """Puts the Triton call, traced from the code that launches it, in the place of each operator that has a kernel.
 
-    Changes no value.
+    Or the operators of ``open_decoding``. Changes no value.
 
     Before::
 
@@ -57,15 +62,15 @@ class InlineKernels(CustomGraphPass):
     """
 
     def __call__(self, graph: fx.Graph) -> None:
-        traced: dict[str, fx.Graph] = {}
+        traced: dict[tuple[str, Function], fx.Graph] = {}
         for node in [n for target in KERNELS for n in graph.find_nodes(op="call_function", target=target)]:
-            if _has_kernel(node):
-                key = _layout(node)
-                traced[key] = traced.get(key) or _trace(node)
+            if (function := _function(node)) is not None:
+                key = _layout(node), function
+                traced[key] = traced.get(key) or _trace(node, function)
                 _inline(node, traced[key])
 
     def uuid(self) -> bytes:
-        """What the result depends on besides the graph: the source of this file and of everything about the kernels."""
+        """What the result depends on besides the graph: the sources that decide, and those of the kernels."""
         return _hash_of_sources()
 
 
@@ -74,11 +79,26 @@ _PASS = InlineKernels()
 
 @cache
 def _hash_of_sources() -> bytes:
-    return get_hash_for_files((__file__, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
+    deciding = (__file__, fused_consumers.__file__, value_facts.__file__)
+    return get_hash_for_files((*deciding, *sorted(map(str, Path(ops.__file__).parent.glob("*.py")))))
+
+
+def _function(node: fx.Node) -> Function | None:
+    """What is traced in the place of the node; nothing leaves it one node."""
+    if not all(v.device.type in DEVICES for v in _tensors_read(node)):
+        return None
+    if node.target is torch.ops.fxpipe.bfp_decompress.default and fused_consumers.decodes_in_loops(node):
+        return ops.decompress_in_operators
+    return KERNELS[node.target] if _has_kernel(node) else None
+
+
+def _tensors_read(node: fx.Node) -> list[torch.Tensor]:
+    values = (n.meta["val"] for n in node.all_input_nodes)
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _has_kernel(node: fx.Node) -> bool:
-    """On a GPU, in a format with a kernel that needs no number of the values themselves; not concatenated too.
+    """In a format with a kernel that needs no number of the values themselves; not concatenated too.
 
     A part of a whole may start where no kernel can.
     """
@@ -88,8 +108,7 @@ def _has_kernel(node: fx.Node) -> bool:
     )
     if why_no_kernel(fmt, kind) or (kind == "compress" and fmt.codebook == "learned"):
         return False
-    inputs = [n for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
-    return all(n.meta["val"].device.type in DEVICES for n in inputs) and not any(map(_concatenated, inputs))
+    return not any(map(_concatenated, node.all_input_nodes))
 
 
 def _concatenated(node: fx.Node) -> bool:
@@ -108,14 +127,14 @@ def _layout(node: fx.Node) -> str:
     return str((node.target, fx.map_arg((node.args, node.kwargs), text)))
 
 
-def _trace(node: fx.Node) -> fx.Graph:
-    """The graph of what a GPU runs for the node; its placeholders are ``node.all_input_nodes``, without repeats."""
+def _trace(node: fx.Node, function: Function) -> fx.Graph:
+    """The graph of ``function`` in the place of the node; its placeholders are ``node.all_input_nodes``, without repeats."""
     inputs = node.all_input_nodes
 
     def run(*values: Any) -> list[Any]:
         known = dict(zip(inputs, values, strict=True))
         args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-        return pytree.tree_leaves(KERNELS[node.target](*args, **kwargs))
+        return pytree.tree_leaves(function(*args, **kwargs))
 
     with _fake_mode(node):
         made = make_fx(functionalize(run), select_decomp_table())(*(n.meta["val"] for n in inputs))

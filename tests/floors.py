@@ -144,8 +144,10 @@ FLOORS = {
         "triton_kernels/by_definition.py",
         "triton_kernels/launch.py",
         "triton_kernels/native.py",
+        "triton_kernels/open_decoding.py",
     ],
     9: [
+        "fxpipe/fused_consumers.py",
         "fxpipe/planner/partition.py",
         "triton_kernels/cpu.py",
         "triton_kernels/exact.py",

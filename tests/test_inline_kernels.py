@@ -98,7 +98,7 @@ def test_a_node_becomes_one_call_that_writes_its_planes(text, planes):
 def test_equal_layouts_are_traced_once(text, monkeypatch):
     traced = []
     trace = inline_kernels._trace
-    monkeypatch.setattr(inline_kernels, "_trace", lambda node: traced.append(node) or trace(node))
+    monkeypatch.setattr(inline_kernels, "_trace", lambda node, function: traced.append(node) or trace(node, function))
 
     def twice(x: torch.Tensor, seed: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (*stored(text)(x, seed), *stored(text)(x + 1, seed))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -17,7 +18,7 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.graph import GraphLowering
-from torch._inductor.runtime import triton_heuristics
+from torch._inductor.runtime import triton_helpers, triton_heuristics
 from torch._inductor.virtualized import V
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
@@ -111,6 +112,16 @@ def generated(module: fx.GraphModule, **options: object) -> str:
 
 def inlined_kernel(source: str, name: str, folder: Path) -> CompiledKernel:
     """The kernel ``name`` as Inductor would compile it from its generated source alone."""
+    return _compiled(*_written(source, name, folder, "user_autotune"), {})
+
+
+def loop_kernel(source: str, name: str, folder: Path, x_block: int) -> CompiledKernel:
+    """The same of a pointwise kernel of Inductor's own, with so many values a program."""
+    return _compiled(*_written(source, name, folder, "pointwise"), {"XBLOCK": x_block})
+
+
+def _written(source: str, name: str, folder: Path, decorator: str) -> tuple[Any, dict[str, Any]]:
+    """A kernel's function, and what the decorator is told of it."""
     texts = {
         node.targets[0].id: node.value.args[1].value
         for node in ast.parse(source).body
@@ -118,10 +129,21 @@ def inlined_kernel(source: str, name: str, folder: Path) -> CompiledKernel:
     }
     path = folder / f"{name}.py"
     path.write_text(texts[name])
-    with mock.patch.object(triton_heuristics, "user_autotune", lambda **made: lambda fn: (fn, made)):
+    with (
+        mock.patch.object(triton_heuristics, decorator, lambda **made: lambda fn: (fn, made)),
+        mock.patch.object(triton_helpers, "set_driver_to_gpu"),
+    ):
         made = runpy.run_path(str(path))
-    fn, made = next(v for v in made.values() if isinstance(v, tuple))
-    meta = made["triton_meta"]
-    ast_source = triton.compiler.ASTSource(fn, meta["signature"], meta["constants"], meta["configs"][0])
-    options = {k: v for k, v in made["configs"][0].items() if k in ("num_warps", "num_stages")}
-    return triton.compile(ast_source, target=DRIVER.get_current_target(), options=options)
+    return next(v for v in made.values() if isinstance(v, tuple))
+
+
+def _compiled(fn: Any, made: dict[str, Any], sizes: dict[str, int]) -> CompiledKernel:
+    meta, target = made["triton_meta"], DRIVER.get_current_target()
+    ast_source = triton.compiler.ASTSource(fn, meta["signature"], {**meta["constants"], **sizes}, meta["configs"][0])
+    options = {k: v for k, v in made.get("configs", [{}])[0].items() if k in ("num_warps", "num_stages")}
+    before = triton.runtime.driver._active
+    triton.runtime.driver.set_active(DRIVER)
+    try:
+        return triton.compile(ast_source, target=target, options=options)
+    finally:
+        triton.runtime.driver.set_active(before)

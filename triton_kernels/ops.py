@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import by_definition, cpu, exact, fused, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
+from . import by_definition, cpu, exact, fused, open_decoding, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
 from .codec import why_no_kernel
 from .format import BFPFormat
 from .plane_layout import plane_layouts
@@ -209,6 +209,8 @@ compress_on_gpu = _compress_with(_encode_gpu)
 """``fxpipe::bfp_compress`` as CUDA and HIP tensors have it."""
 decompress_on_gpu = _decompress_with(_decode_gpu)
 """``fxpipe::bfp_decompress``, likewise."""
+decompress_in_operators = _decompress_with(open_decoding.decompress)
+"""The same in operators that loops can take in, for formats that ``open_decoding.why_not_open`` says nothing against."""
 
 _LIBRARY.impl("bfp_compress", _compress_with(cpu.compress), "CPU")
 _LIBRARY.impl("bfp_decompress", _decompress_with(cpu.decompress), "CPU")

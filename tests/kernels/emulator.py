@@ -17,7 +17,7 @@ WARP = 32
 _NOTHING = 0x7FA5A5A5  # a NaN, for the half of a pair that the compiler leaves undefined as nothing depends on it
 _REGISTER_BITS = {"p": "pred", "rs": "b16", "r": "b32", "rd": "b64"}
 _NUMBER = re.compile(r"-?\d+|0x[0-9A-Fa-f]+|0f[0-9A-F]{8}")
-_ACCESS = re.compile(r"(ld|st)\.global(?:\.v([24]))?\.b(8|16|32|64)")
+_ACCESS = re.compile(r"(ld|st)\.global(?:\.L1::evict_\w+)?(?:\.L2::cache_hint)?(?:\.v([24]))?\.b(8|16|32|64)")
 
 
 class Memory:
@@ -120,7 +120,11 @@ class Threads:
         if opcode.startswith("ld.param."):
             self.write(operands[0], np.full(1, self.arguments[operands[1][1:-1]], np.int64), active)
         elif access := _ACCESS.fullmatch(opcode):
+            hinted = "cache_hint" in opcode  # the last operand says what to keep in the cache
+            operands = operands[: len(operands) - hinted]
             self._access(access[1], int(access[2] or 1), DTYPES[f"b{access[3]}"], operands, active)
+        elif opcode.startswith("createpolicy."):
+            pass
         elif opcode == "shfl.sync.bfly.b32":
             self.write(operands[0], self._butterfly(operands, active), active)
         elif known := OPCODES.get(f"{opcode} of {len(operands) - 1}", OPCODES.get(opcode)):

@@ -174,6 +174,11 @@ _define("min.f32", "f32", ["f32", "f32"], _extreme(np.fmin))
 _define("max.f32", "f32", ["f32", "f32"], _extreme(np.fmax))
 _define("min.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmin)(_extreme(np.fmin)(a, b), c))
 _define("max.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmax)(_extreme(np.fmax)(a, b), c))
+_define("cvt.f32.bf16", "f32", ["u16"], lambda a: _number((a.astype(np.uint32) << np.uint32(16)).view(np.float32)))
+_define("cvt.rn.f32.s32", "f32", ["s32"], lambda a: a.astype(np.float32))
+_define("cvt.rn.f32.u16", "f32", ["u16"], lambda a: a.astype(np.float32))
+_define("cvt.rn.f32.u32", "f32", ["u32"], lambda a: a.astype(np.float32))
+_define("neg.s32", "s32", ["s32"], operator.neg)
 _define("cvt.f32.f16", "f32", ["f16"], lambda a: _number(a.astype(np.float32)))
 _define("cvt.rn.f16.f32", "f16", ["f32"], lambda a: np.where(np.isnan(a), np.uint16(0x7FFF), a.astype("f2").view("u2")))
 
@@ -194,6 +199,7 @@ def _pair(of_one: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
     return lambda high, low: of_one(low) | of_one(high).astype(np.uint32) << 16
 
 
+_define("cvt.rn.bf16.f32", "u16", ["f32"], _bfloat)
 _define("cvt.rn.bf16x2.f32", "b32", ["f32", "f32"], _pair(_bfloat))
 _define("cvt.rn.f16x2.f32", "b32", ["f32", "f32"], _pair(_half))
 # Devices err by up to 2 units in the last place in these two, and the ISA does not say how: here they are the nearest.
