@@ -1,6 +1,6 @@
 """The fastest plan: exact where the graph has few cuts, else the best of several orders, improved step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,18 +16,20 @@ from fxpipe.planner.cuts import (
     pairs_of_sets,
     sets_of_orders,
 )
+from fxpipe.planner.feasible import MOST_CUTS as MOST_CUTS_AS_BITS, NEAR, Feasible, Stages
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
 from fxpipe.planner.minimax import minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
 from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
-from fxpipe.planner.problem import Answer, Problem, answer_of, better
+from fxpipe.planner.problem import Answer, Problem, answer_of
 from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
+FEW_DEVICES = 4
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
 MOST_MOVES = 1 << 16
 MOST_ROUNDS = 8  # of improvement
@@ -73,15 +75,9 @@ class _Fastest:
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
         known = all_cuts(self.problem)
-        sets = None if known is None else self._sets(known[1])
-        if known is not None and (sets is not None or self._affordable(known[1])):
-            self._over_all_ranges(*known)
-            if self.best is not None and self.best.proved_bound:  # on one level, ranges are as good as sets
-                return self.best
-            if sets is not None:
-                return self._over_all_sets(*known, sets)
-            own_order = np.arange(self.graph.n)
-            self._along(own_order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
+        sets = known is not None and self._sets_affordable(known[1])
+        if known is not None and (sets or self._affordable(known[1])):
+            self._over_placements(*known, sets, complete=True)
             return self.best
         orders = some_orders(self.graph)
         for at, order in enumerate(orders):
@@ -92,36 +88,46 @@ class _Fastest:
             self._improve()
         return self.best
 
-    def _sets(self, pairs: Pairs) -> Placement | None:
-        """The placement on any set of devices, where an exact search over it is quick."""
+    def _sets_affordable(self, pairs: Pairs) -> bool:
+        """Whether an exact search over any set of devices is quick."""
         n_moves, different = n_moves_of_sets(self.topology)
-        if n_moves > MOST_MOVES or len(pairs.after) * different * self.layers > MOST_STEPS:
-            return None
-        return all_sets(self.topology, self.model)
+        return n_moves <= MOST_MOVES and len(pairs.after) * different * self.layers <= MOST_STEPS
 
     def _affordable(self, pairs: Pairs) -> bool:
         n = self.topology.n_devices
         return n * n * len(pairs.after) * self.layers <= MOST_STEPS and n**3 * len(pairs.start) <= MOST_STEPS
 
-    def _over_cuts(self, cuts: CutSets, pairs: Pairs, placement: Placement) -> Answer | None:
-        below = np.inf if self.best is None else self.best.cost
-        found = minimax(cuts, pairs, placement, self.model, self.limits, below)
-        if found is None:
-            return None
-        devices = placement.devices(found.moves)[::-1]
-        return answer_of(cuts, found.cost, found.cuts, devices, found.cost if placement.complete else 0.0)
+    def _over_placements(self, cuts: CutSets, pairs: Pairs, sets: bool, complete: bool) -> None:
+        """Over all ranges of devices, other numberings of them and, where asked, all sets: a good plan makes the rest quick.
+        ``complete``: these are all cuts that there are."""
+        stages = None
+        if self.limits.n_stages is None and cuts.n <= MOST_CUTS_AS_BITS:
+            stages = Stages(cuts, pairs, self.model, self.limits)
+        for placement in self._placements(sets):
+            below = np.inf if self.best is None else self.best.cost
+            if stages is None or self.best is None:
+                found = minimax(cuts, pairs, placement, self.model, self.limits, below)
+            else:
+                found = Feasible(stages, placement).search(self.bound, below)
+            if found is not None and found.cost < below:
+                self.best = answer_of(cuts, found.cost, found.cuts, placement.devices(found.moves)[::-1])
+            if self.best is not None and complete and placement.complete:
+                self.best = replace(self.best, proved_bound=self.best.cost)
 
-    def _over_all_sets(self, cuts: CutSets, pairs: Pairs, sets: Placement) -> Answer | None:
-        """Exactly: what is not faster than the best plan over ranges of devices is left out."""
-        self.best = better(self.best, self._over_cuts(cuts, pairs, sets))
-        if self.best is None or not sets.complete:
-            return self.best
-        return replace(self.best, proved_bound=self.best.cost)
+    def _placements(self, sets: bool) -> Iterator[Placement]:
+        """Placements, while a plan may be found that is better than the best; made when they are asked for."""
+        few = [ranges for ranges in self.blocks[:0:-1] if ranges.block <= FEW_DEVICES]
+        for ranges in [*few, self.blocks[0], *(ranges for ranges in self.blocks[:0:-1] if ranges not in few)]:
+            if not self._proved():
+                yield contiguous(ranges)
+        if not self._proved() and self.size <= MOST_NUMBERED:
+            for ranges in numberings(self.topology, self.model):
+                yield contiguous(ranges)
+        if sets and not self._proved():
+            yield all_sets(self.topology, self.model)
 
-    def _over_all_ranges(self, cuts: CutSets, pairs: Pairs) -> None:
-        for ranges in self.blocks[::-1]:  # the quickest first: a good plan makes the rest quicker
-            if self._may_gain():
-                self.best = better(self.best, self._over_cuts(cuts, pairs, contiguous(ranges)))
+    def _proved(self) -> bool:
+        return self.best is not None and (self.best.proved_bound > 0 or self.best.cost <= self.bound * (1 + NEAR))
 
     def _over_orders(self, orders: Sequence[Ints]) -> None:
         """Over the cuts of several orders together."""
@@ -130,7 +136,7 @@ class _Fastest:
         cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
         pairs = pairs_of_sets(cuts, MOST_PAIRS)
         if pairs is not None and self._affordable(pairs):
-            self._over_all_ranges(cuts, pairs)
+            self._over_placements(cuts, pairs, sets=False, complete=False)
 
     def _may_gain(self) -> bool:
         return self.best is None or self.best.cost > self.bound * (1 + PRECISION)
