@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,20 +17,21 @@ from fxpipe.planner.cuts import (
     pairs_of_sets,
     sets_of_orders,
 )
-from fxpipe.planner.feasible import MOST_CUTS as MOST_CUTS_AS_BITS, NEAR, Feasible, Stages
+from fxpipe.planner.feasible import NEAR, Feasible
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
-from fxpipe.planner.minimax import minimax
+from fxpipe.planner.minimax import allowed, minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
 from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
 from fxpipe.planner.problem import Answer, Problem, answer_of
 from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
+from fxpipe.planner.stage_bits import MOST_CUTS as MOST_CUTS_AS_BITS, Stages
 
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
-FEW_DEVICES = 4
+FEW_DEVICES = 4  # of a block that is searched before the block of all devices
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
 MOST_STEPS_AS_BITS = 1 << 28
 MOST_MOVES = 1 << 16
@@ -71,7 +73,11 @@ class _Fastest:
         self.size = problem.graph.n * problem.topology.n_devices * self.layers
         self.large = self.size > MOST_SMALL
         self.precision = 1e-3 if self.large else PRECISION
-        self.numberings = numberings(problem.topology, problem.model) if self.size <= MOST_NUMBERED else []
+
+    @cached_property
+    def numberings(self) -> Sequence[Ranges]:
+        """Other numberings of the devices."""
+        return numberings(self.topology, self.model) if self.size <= MOST_NUMBERED else []
 
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
@@ -108,15 +114,17 @@ class _Fastest:
         return self.limits.n_stages is None and cuts.n <= MOST_CUTS_AS_BITS
 
     def _over_placements(self, cuts: CutSets, pairs: Pairs, complete: bool) -> None:
-        """Over all ranges of devices, other numberings of them and, where that is quick, all sets: a good plan makes the rest quick.
-        ``complete``: these are all cuts that there are."""
-        stages = Stages(cuts, pairs, self.model, self.limits) if self._as_bits(cuts) else None
+        """Over all ranges of devices, other numberings of them and, where that is quick, all sets; a good plan makes the
+        rest quick. ``complete``: these are all cuts that there are."""
+        stages = None
+        if self._as_bits(cuts):
+            stages = Stages(cuts, allowed(cuts, pairs, self.limits), self.model, self.limits.memory_bytes)
         for placement in self._placements(stages is not None, self._sets_affordable(cuts, pairs)):
             below = np.inf if self.best is None else self.best.cost
             if stages is None or self.best is None:
                 found = minimax(cuts, pairs, placement, self.model, self.limits, below)
             else:
-                found = Feasible(stages, placement).search(self.bound, below)
+                found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below)
             if found is not None and found.cost < below:
                 self.best = answer_of(cuts, found.cost, found.cuts, placement.devices(found.moves)[::-1])
             if self.best is not None and complete and placement.complete:
@@ -128,9 +136,8 @@ class _Fastest:
         for ranges in [*few, self.blocks[0], *(ranges for ranges in self.blocks[:0:-1] if ranges not in few)]:
             if not self._proved():
                 yield contiguous(ranges)
-        if not self._proved() and self.size <= MOST_NUMBERED and (as_bits or not sets):
-            for ranges in numberings(self.topology, self.model):
-                yield contiguous(ranges)
+        if not self._proved() and (as_bits or not sets):
+            yield from map(contiguous, self.numberings)
         if sets and not self._proved():
             yield all_sets(self.topology, self.model)
 
