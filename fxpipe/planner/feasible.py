@@ -114,7 +114,8 @@ class _Try:
             return None
         light = self._light(self.of.links(state)[known])
         light &= begin[known, None]
-        return np.bitwise_or.reduce(light, axis=0)
+        ends: Words = np.bitwise_or.reduce(light, axis=0)
+        return ends
 
     def _light(self, links: Floats) -> Words:
         """The cuts that are light enough for each link."""
@@ -124,11 +125,11 @@ class _Try:
         """The moves of a plan, from the first stage, which has the given one, to the last."""
         place, moves, cut = self.of.placement, [move], 0
         while state := int(place.source[move]):
-            into = self.of.into[state]
             ends = self.begin[self.of.rows_into[state]] & self._light(self.of.links_of(np.array([move]), state)[0])
-            reach = self.reach[:, self.of.key_of_row[self.of.row[move]], cut // 64] >> np.uint64(cut % 64)
-            which, cuts = np.nonzero(self.stages.bits(ends) & (reach & np.uint64(1)).astype(np.uint8))
-            move, cut = int(into[which[0]]), int(cuts[0])
+            reach = self.reach[:, self.of.key_of_row[self.of.row[move]]]
+            able = self.stages.bits(np.bitwise_or.reduce(ends, axis=0)) * _bit(reach, cut)
+            cut = int(able.argmax())
+            move = int(self.of.into[state][_bit(ends, cut).argmax()])
             moves.append(move)
         return moves
 
@@ -150,3 +151,8 @@ class _Try:
         for ends in reversed(chosen):
             path.append(ends[path[-1]])
         return Found(float(rest[0]), tuple(path), tuple(reversed(moves)))
+
+
+def _bit(words: Words, at: int) -> Words:
+    """One bit of each row of words."""
+    return words[:, at // 64] >> np.uint64(at % 64) & np.uint64(1)

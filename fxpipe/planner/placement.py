@@ -177,7 +177,8 @@ def contiguous(ranges: Ranges) -> Placement:
     def links(moves: Ints, next_moves: Ints) -> Floats:
         if table is None:
             return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
-        return table[end[moves, None] % ranges.period, size[moves, None] - 1, size[next_moves] - 1]
+        found: Floats = table[end[moves, None] % ranges.period, size[moves, None] - 1, size[next_moves] - 1]
+        return found
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]

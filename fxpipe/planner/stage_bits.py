@@ -48,7 +48,7 @@ class Stages:
     def device_seconds(self, key: Key, which: Any = ..., out: Floats | None = None) -> Floats:
         """The work of all or some stages on certain devices, all replicas together; infinite where a limit forbids it."""
         all_reduce, own_link, held, replicated, _ = key
-        work = np.multiply(self.parameters[which], all_reduce, out=out)
+        work: Floats = np.multiply(self.parameters[which], all_reduce, out=out)
         (np.maximum if self.model.overlap_all_reduce else np.add)(self.compute[which], work, out=work)
         if own_link:
             work += own_link * self.crossing[which]
