@@ -72,14 +72,12 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     number = np.empty(len(counts), dtype=np.int64)
     number[counts @ digits] = np.arange(len(counts))
     in_group = np.array([(taken, more) for taken in range(inner + 1) for more in range(inner + 1 - taken)])
-    which = (
-        np.indices((len(in_group),) * n_groups, dtype=np.int16).reshape(n_groups, -1).T
-    )  # of these, by move and group
+    which = np.indices((len(in_group),) * n_groups, dtype=np.int16).reshape(n_groups, -1).T  # by move and group
     before, more = (reduce(np.add.outer, np.multiply.outer(digits, column)).ravel() for column in in_group.T)
     which, before, more = which[more > 0], before[more > 0], more[more > 0]
     source, shape, target = number[before], number[more], number[before + more]
     links = _links_of_shapes(topology, counts)
-    own = np.zeros(len(counts))
+    own, n_devices = np.zeros(len(counts)), counts.sum(axis=1)
     if model.serial_links:
         own[1:] = [
             _own_link(topology, [g * inner + i for g, c in enumerate(row) for i in range(c)])
@@ -98,8 +96,8 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     return Placement(
         source=source,
         target=target,
-        replicas=counts[shape].sum(axis=1),
-        taken=counts[target].sum(axis=1),
+        replicas=n_devices[shape],
+        taken=n_devices[target],
         all_reduce=_all_reduce_of_shapes(topology, model, counts)[shape],
         own_link=own[shape],
         links=lambda a, b: links[np.ix_(shape[a], shape[b])],
@@ -139,9 +137,10 @@ def _links_of_shapes(topology: Topology, counts: Ints) -> Floats:
     replicas = np.maximum(counts.sum(axis=1), 1)
     shares = counts / replicas[:, None]
     found: Floats = 2 / np.minimum(replicas[:, None], replicas) / topology.levels[0].bandwidth_bytes_per_second
+    apart = np.empty_like(found)
     for level, size in zip(topology.levels[1:], [v.size for v in topology.levels[1:]], strict=True):
         for unit in range(shares.shape[1]):
-            apart = np.subtract.outer(shares[:, unit], shares[:, unit])
+            np.subtract.outer(shares[:, unit], shares[:, unit], out=apart)
             np.abs(apart, out=apart)
             apart *= 2 / level.bandwidth_bytes_per_second
             np.maximum(found, apart, out=found)
