@@ -112,6 +112,7 @@ FLOORS = {
         "fxpipe/cost_model.py",
         "fxpipe/in_place.py",
         "fxpipe/planner/minimax.py",
+        "fxpipe/planner/stage_bits.py",
         "fxpipe/recompute.py",
         "fxpipe/save_points.py",
         "triton_kernels/kernels.py",
@@ -123,6 +124,7 @@ FLOORS = {
     6: [
         "fxpipe/attention.py",
         "fxpipe/cut_rules.py",
+        "fxpipe/planner/feasible.py",
         "fxpipe/planner/line.py",
         "fxpipe/planner/problem.py",
         "fxpipe/profile.py",

@@ -13,10 +13,9 @@ charged by the same rule. For a stage with compute C seconds and P bytes of para
   ceil(replicas from this stage on / r).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from fxpipe.ir.topology import Topology
 
@@ -52,10 +51,11 @@ class CostModel:
 
 def groups_used(topology: Topology, devices: Sequence[int]) -> list[int]:
     """g for every level: the most groups of the level below that these devices use inside one group of the level."""
-    used, units = [], np.unique(np.asarray(devices))
+    used, units = [], set(devices)
     for level in topology.levels:
-        units, counts = np.unique(units // level.size, return_counts=True)
-        used.append(int(counts.max()))
+        counts = Counter(unit // level.size for unit in units)
+        used.append(max(counts.values()))
+        units = set(counts)
     return used
 
 
@@ -64,19 +64,19 @@ def link_seconds_per_byte(topology: Topology, before: Sequence[int], after: Sequ
 
     Returns one number for the units that hold replicas of the stage before, one for those of the stage after.
     """
-    slowest = np.zeros(2)
-    units_before, units_after = np.asarray(before), np.asarray(after)
-    n_units = topology.n_devices
+    slowest, size = [0.0, 0.0], 1
     for level in topology.levels:
-        shares = [np.bincount(units, minlength=n_units) / len(units) for units in (units_before, units_after)]
-        seconds = 2 * np.abs(shares[0] - shares[1]) / level.bandwidth_bytes_per_second
-        slowest = np.maximum(slowest, [seconds[share > 0].max() for share in shares])
-        units_before, units_after, n_units = (
-            units_before // level.size,
-            units_after // level.size,
-            n_units // level.size,
-        )
-    return float(slowest[0]), float(slowest[1])
+        shares = [unit_shares(devices, size) for devices in (before, after)]
+        for side, share in enumerate(shares):
+            apart = max(abs(shares[0].get(unit, 0.0) - shares[1].get(unit, 0.0)) for unit in share)
+            slowest[side] = max(slowest[side], 2 * apart / level.bandwidth_bytes_per_second)
+        size *= level.size
+    return slowest[0], slowest[1]
+
+
+def unit_shares(devices: Sequence[int], size: int) -> dict[int, float]:
+    """The share of the devices in each unit of so many devices."""
+    return {unit: n / len(devices) for unit, n in Counter(device // size for device in devices).items()}
 
 
 def versions(replicas_from_here: int, n_replicas: int) -> int:

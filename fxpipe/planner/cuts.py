@@ -143,12 +143,13 @@ def pairs_of_sets(cuts: CutSets, limit: int) -> Pairs | None:
     sizes = bits.sum(axis=1)
     found: list[tuple[Ints, Ints]] = []
     total = 0
-    for at in range(0, cuts.n, 512):
-        inside = bits[at : at + 512] @ bits.T == sizes[at : at + 512, None]
-        before, after = np.nonzero(inside & (sizes[None, :] > sizes[at : at + 512, None]))
+    for at in range(0, cuts.n, 64):  # small enough for the cache; later cuts are no smaller
+        some = sizes[at : at + 64, None]
+        inside = bits[at : at + 64] @ bits[at:].T == some
+        before, after = np.nonzero(inside & (sizes[at:] > some))
         total += len(before)
         if total > limit:
             return None
-        found.append((before + at, after))
+        found.append((before + at, after + at))
     before, after = (np.concatenate(column) for column in zip(*found, strict=True))
     return Pairs(before, after, np.searchsorted(before, np.arange(cuts.n + 1)))

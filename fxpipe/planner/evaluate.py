@@ -9,7 +9,7 @@ from typing import Any
 
 from fxpipe import units
 from fxpipe.ir.topology import Topology
-from fxpipe.planner.cost_model import CostModel, groups_used, link_seconds_per_byte, versions
+from fxpipe.planner.cost_model import CostModel, groups_used, link_seconds_per_byte, unit_shares, versions
 from fxpipe.planner.plan import Stage, Stages, check_plan, cut_bytes, read_stages, stage_of_nodes
 from fxpipe.planner.profile import Profile
 
@@ -155,22 +155,14 @@ def uplink_bytes(
 ) -> dict[tuple[int, int], float]:
     """Bytes over the uplink of each (level, unit) for each microbatch: all cuts, both ways, and all all-reduces."""
     total: dict[tuple[int, int], float] = defaultdict(float)
-    size = 1
+    size, groups = 1, [groups_used(topology, stage.devices) for stage in stages]
     for k, level in enumerate(topology.levels):
-        shares = [_shares(stage.devices, size) for stage in stages]
-        groups = [groups_used(topology, stage.devices)[k] for stage in stages]
+        shares = [unit_shares(stage.devices, size) for stage in stages]
         for share, row, g in zip(shares, rows, groups, strict=True):
             for unit in share:
-                total[k, unit] += model.all_reduce_share(g) * row.parameter_bytes / row.n_replicas
+                total[k, unit] += model.all_reduce_share(g[k]) * row.parameter_bytes / row.n_replicas
         for x, (before, after) in zip(crossing, pairwise(shares), strict=True):
             for unit in before.keys() | after.keys():
                 total[k, unit] += 2 * x * abs(before.get(unit, 0.0) - after.get(unit, 0.0))
         size *= level.size
     return total
-
-
-def _shares(devices: Sequence[int], size: int) -> dict[int, float]:
-    found: dict[int, float] = defaultdict(float)
-    for device in devices:
-        found[device // size] += 1 / len(devices)
-    return found

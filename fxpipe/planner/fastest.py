@@ -1,7 +1,8 @@
 """The fastest plan: exact where the graph has few cuts, else the best of several orders, improved step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,19 +17,23 @@ from fxpipe.planner.cuts import (
     pairs_of_sets,
     sets_of_orders,
 )
+from fxpipe.planner.feasible import NEAR, Feasible
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
-from fxpipe.planner.minimax import minimax
+from fxpipe.planner.minimax import allowed, minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
 from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
-from fxpipe.planner.problem import Answer, Problem, answer_of, better
+from fxpipe.planner.problem import Answer, Problem, answer_of
 from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
+from fxpipe.planner.stage_bits import MOST_CUTS as MOST_CUTS_AS_BITS, Stages
 
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
+FEW_DEVICES = 4  # of a block that is searched before the block of all devices
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
+MOST_STEPS_AS_BITS = 1 << 28
 MOST_MOVES = 1 << 16
 MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
@@ -68,69 +73,87 @@ class _Fastest:
         self.size = problem.graph.n * problem.topology.n_devices * self.layers
         self.large = self.size > MOST_SMALL
         self.precision = 1e-3 if self.large else PRECISION
-        self.numberings = numberings(problem.topology, problem.model) if self.size <= MOST_NUMBERED else []
+
+    @cached_property
+    def numberings(self) -> Sequence[Ranges]:
+        """Other numberings of the devices."""
+        return numberings(self.topology, self.model) if self.size <= MOST_NUMBERED else []
 
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
         known = all_cuts(self.problem)
-        sets = None if known is None else self._sets(known[1])
-        if known is not None and (sets is not None or self._affordable(known[1])):
-            self._over_all_ranges(*known)
-            if self.best is not None and self.best.proved_bound:  # on one level, ranges are as good as sets
-                return self.best
-            if sets is not None:
-                return self._over_all_sets(*known, sets)
-            own_order = np.arange(self.graph.n)
-            self._along(own_order, [self.blocks[0], *self.numberings])  # may leave devices idle anywhere
+        if known is not None and self._affordable(*known):
+            self._over_placements(*known, complete=True)
             return self.best
         orders = some_orders(self.graph)
+        if self._over_cuts_of(orders):
+            self._improve(self._over_cuts_of)
+            return self.best
         for at, order in enumerate(orders):
             self._along(order, self._blocks_of_best() if self.large and at else [*self.blocks, *self.numberings])
-        if known is None:
-            self._over_orders(orders)
         if not self.graph.is_chain:
-            self._improve()
+            self._improve(self._along_each)
         return self.best
 
-    def _sets(self, pairs: Pairs) -> Placement | None:
-        """The placement on any set of devices, where an exact search over it is quick."""
+    def _sets_affordable(self, cuts: CutSets, pairs: Pairs) -> bool:
+        """Whether an exact search over any set of devices is quick."""
         n_moves, different = n_moves_of_sets(self.topology)
-        if n_moves > MOST_MOVES or len(pairs.after) * different * self.layers > MOST_STEPS:
-            return None
-        return all_sets(self.topology, self.model)
+        most = MOST_STEPS_AS_BITS if self._as_bits(cuts) else MOST_STEPS
+        return n_moves <= MOST_MOVES and len(pairs.after) * different * self.layers <= most
 
-    def _affordable(self, pairs: Pairs) -> bool:
-        n = self.topology.n_devices
+    def _affordable(self, cuts: CutSets, pairs: Pairs) -> bool:
+        """Whether an exact search is quick; where several levels would make it slow, only with cuts as bits."""
+        if self._sets_affordable(cuts, pairs):
+            return True
+        n, free = self.topology.n_devices, self.limits.n_stages is None
+        if len(self.topology.levels) > 1 and free and not self.graph.is_chain and not self._as_bits(cuts):
+            return False
         return n * n * len(pairs.after) * self.layers <= MOST_STEPS and n**3 * len(pairs.start) <= MOST_STEPS
 
-    def _over_cuts(self, cuts: CutSets, pairs: Pairs, placement: Placement) -> Answer | None:
-        below = np.inf if self.best is None else self.best.cost
-        found = minimax(cuts, pairs, placement, self.model, self.limits, below)
-        if found is None:
-            return None
-        devices = placement.devices(found.moves)[::-1]
-        return answer_of(cuts, found.cost, found.cuts, devices, found.cost if placement.complete else 0.0)
+    def _as_bits(self, cuts: CutSets) -> bool:
+        return self.limits.n_stages is None and cuts.n <= MOST_CUTS_AS_BITS
 
-    def _over_all_sets(self, cuts: CutSets, pairs: Pairs, sets: Placement) -> Answer | None:
-        """Exactly: what is not faster than the best plan over ranges of devices is left out."""
-        self.best = better(self.best, self._over_cuts(cuts, pairs, sets))
-        if self.best is None or not sets.complete:
-            return self.best
-        return replace(self.best, proved_bound=self.best.cost)
+    def _over_placements(self, cuts: CutSets, pairs: Pairs, complete: bool) -> None:
+        """Over all ranges of devices, other numberings of them and, where that is quick, all sets; a good plan makes the
+        rest quick. ``complete``: these are all cuts that there are."""
+        stages = None
+        if self._as_bits(cuts):
+            stages = Stages(cuts, allowed(cuts, pairs, self.limits), self.model, self.limits.memory_bytes)
+        for placement in self._placements(stages is not None, self._sets_affordable(cuts, pairs)):
+            below = np.inf if self.best is None else self.best.cost
+            if stages is None or self.best is None:
+                found = minimax(cuts, pairs, placement, self.model, self.limits, below)
+            else:
+                found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below)
+            if found is not None and found.cost < below:
+                self.best = answer_of(cuts, found.cost, found.cuts, placement.devices(found.moves)[::-1])
+            if self.best is not None and complete and placement.complete:
+                self.best = replace(self.best, proved_bound=self.best.cost)
 
-    def _over_all_ranges(self, cuts: CutSets, pairs: Pairs) -> None:
-        for ranges in self.blocks[::-1]:  # the quickest first: a good plan makes the rest quicker
-            if self._may_gain():
-                self.best = better(self.best, self._over_cuts(cuts, pairs, contiguous(ranges)))
+    def _placements(self, as_bits: bool, sets: bool) -> Iterator[Placement]:
+        """Placements, while a plan may be found that is better than the best; made when they are asked for."""
+        few = [ranges for ranges in self.blocks[:0:-1] if ranges.block <= FEW_DEVICES]
+        for ranges in [*few, self.blocks[0], *(ranges for ranges in self.blocks[:0:-1] if ranges not in few)]:
+            if not self._proved():
+                yield contiguous(ranges)
+        if not self._proved() and (as_bits or not sets):
+            yield from map(contiguous, self.numberings)
+        if sets and not self._proved():
+            yield all_sets(self.topology, self.model)
 
-    def _over_orders(self, orders: Sequence[Ints]) -> None:
-        """Over the cuts of several orders together."""
-        if self.graph.is_chain or len(orders) * self.graph.n > MOST_CUTS:
-            return
+    def _proved(self) -> bool:
+        return self.best is not None and (self.best.proved_bound > 0 or self.best.cost <= self.bound * (1 + NEAR))
+
+    def _over_cuts_of(self, orders: Sequence[Ints]) -> bool:
+        """Over the cuts of several orders together; False where they are too many."""
+        if self.graph.is_chain or self.large or self.limits.n_stages is not None or self.graph.n > MOST_CUTS_AS_BITS:
+            return False
         cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
-        pairs = pairs_of_sets(cuts, MOST_PAIRS)
-        if pairs is not None and self._affordable(pairs):
-            self._over_all_ranges(cuts, pairs)
+        pairs = pairs_of_sets(cuts, MOST_PAIRS) if cuts.n <= MOST_CUTS_AS_BITS else None
+        if pairs is None or not self._affordable(cuts, pairs):
+            return False
+        self._over_placements(cuts, pairs, complete=False)
+        return True
 
     def _may_gain(self) -> bool:
         return self.best is None or self.best.cost > self.bound * (1 + PRECISION)
@@ -151,17 +174,20 @@ class _Fastest:
             proved = line.refused_seconds if line.is_exact(line.refused_seconds) and self.graph.is_chain else 0.0
             self.best = answer_of(cuts, found.seconds, found.cuts, devices, proved)
 
-    def _improve(self) -> None:
+    def _improve(self, search: Callable[[Sequence[Ints]], object]) -> None:
         """Orders that keep the stages of the best plan apart but arrange the inside of each differently: cuts near those
         of the plan become possible, until none helps."""
         for _ in range(min(MOST_ROUNDS, MOST_IMPROVED // self.size)):
             if self.best is None or not self._may_gain():
                 return
             before = self.best
-            for order in orders_around(self.graph, before):
-                self._along(order, self._blocks_of_best())
+            search(orders_around(self.graph, before))
             if self.best is before:
                 return
+
+    def _along_each(self, orders: Sequence[Ints]) -> None:
+        for order in orders:
+            self._along(order, self._blocks_of_best())
 
     def _blocks_of_best(self) -> list[Ranges]:
         """The most copies that the best plan may be made of, and every numbering; all of them while there is no plan."""

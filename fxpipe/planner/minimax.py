@@ -18,7 +18,7 @@ from fxpipe.planner.placement import Placement
 from fxpipe.planner.profile import Floats, Ints
 
 SLACK = 1e-12
-MOST_AT_ONCE = 1 << 15  # pairs
+MOST_AT_ONCE = 1 << 13  # pairs
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class _Search:
         self.moves = np.arange(placement.n)
         if limits.max_replicas is not None:
             self.moves = self.moves[placement.replicas[self.moves] <= limits.max_replicas]
-        self.into = _grouped(placement.target, self.moves, placement.n_states)
+        self.into = grouped(placement.target, self.moves, placement.n_states)
         first = self.moves[placement.like[self.moves] == self.moves]  # the others cost the same
-        self.out_of = _grouped(placement.source, first, placement.n_states)
+        self.out_of = grouped(placement.source, first, placement.n_states)
         self.keys = self._keys()
         self.kept_work: dict[tuple[float, ...], Work] = {}
 
@@ -288,8 +288,10 @@ class _Search:
         return int(known[fits[0]]), float(costs[fits[0]])
 
 
-def _grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
+def grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
     """The moves by key, each in ascending order."""
     keys = keys[moves]
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(
+        keys.astype(np.uint16) if n < 1 << 16 else keys, kind="stable"
+    )  # of small numbers in linear time
     return np.split(moves[order], np.searchsorted(keys[order], np.arange(1, n)))

@@ -6,6 +6,7 @@ before them. What the cost model charges depends on a move (all-reduce, replicas
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import comb, prod
 
@@ -15,6 +16,9 @@ from fxpipe.ir.topology import Topology
 from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.profile import Floats, Ints
 from fxpipe.planner.ranges import Ranges
+
+MOST_KEYS = 1 << 20
+MOST_LINKS = 1 << 20  # entries of the table of links between ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +72,12 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     number = np.empty(len(counts), dtype=np.int64)
     number[counts @ digits] = np.arange(len(counts))
     in_group = np.array([(taken, more) for taken in range(inner + 1) for more in range(inner + 1 - taken)])
-    which = np.indices((len(in_group),) * n_groups).reshape(n_groups, -1).T  # of these, for each move and group
-    source, shape = number[in_group[which, 0] @ digits], number[in_group[which, 1] @ digits]
-    order = np.lexsort((shape, source))
-    order = order[shape[order] > 0]
-    source, shape, which = source[order], shape[order], which[order]
-    target = number[in_group[which].sum(axis=2) @ digits]
+    which = np.indices((len(in_group),) * n_groups, dtype=np.int16).reshape(n_groups, -1).T  # by move and group
+    before, more = (reduce(np.add.outer, np.multiply.outer(digits, column)).ravel() for column in in_group.T)
+    which, before, more = which[more > 0], before[more > 0], more[more > 0]
+    source, shape, target = number[before], number[more], number[before + more]
     links = _links_of_shapes(topology, counts)
-    own = np.zeros(len(counts))
+    own, n_devices = np.zeros(len(counts)), counts.sum(axis=1)
     if model.serial_links:
         own[1:] = [
             _own_link(topology, [g * inner + i for g, c in enumerate(row) for i in range(c)])
@@ -94,8 +96,8 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     return Placement(
         source=source,
         target=target,
-        replicas=counts[shape].sum(axis=1),
-        taken=counts[target].sum(axis=1),
+        replicas=n_devices[shape],
+        taken=n_devices[target],
         all_reduce=_all_reduce_of_shapes(topology, model, counts)[shape],
         own_link=own[shape],
         links=lambda a, b: links[np.ix_(shape[a], shape[b])],
@@ -107,13 +109,16 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
 
 def _first_alike(topology: Topology, which: Ints) -> Ints:
     """For each move the first that is the same but for the numbers of machines (of groups of machines, ...)."""
-    key = which
+    key = which.astype(np.int64)
     for level in topology.levels[1:]:
         inside = np.sort(key.reshape(len(key), -1, level.size), axis=2)
-        number = inside @ (int(key.max()) + 1) ** np.arange(level.size)
-        key = np.unique(number, return_inverse=True)[1].reshape(number.shape)
-    _, first, group = np.unique(key[:, 0], return_index=True, return_inverse=True)
-    return np.asarray(first[group.ravel()], dtype=np.int64)
+        key = inside @ (int(key.max()) + 1) ** np.arange(level.size)
+        if key.max() >= MOST_KEYS:
+            key = np.unique(key, return_inverse=True)[1].reshape(key.shape)
+    moves = np.arange(len(key))
+    first = np.empty(int(key.max()) + 1, dtype=np.int64)
+    first[key[::-1, 0]] = moves[::-1]
+    return np.asarray(first[key[:, 0]])
 
 
 def _all_reduce_of_shapes(topology: Topology, model: CostModel, counts: Ints) -> Floats:
@@ -132,10 +137,13 @@ def _links_of_shapes(topology: Topology, counts: Ints) -> Floats:
     replicas = np.maximum(counts.sum(axis=1), 1)
     shares = counts / replicas[:, None]
     found: Floats = 2 / np.minimum(replicas[:, None], replicas) / topology.levels[0].bandwidth_bytes_per_second
+    apart = np.empty_like(found)
     for level, size in zip(topology.levels[1:], [v.size for v in topology.levels[1:]], strict=True):
         for unit in range(shares.shape[1]):
-            apart = np.abs(shares[:, None, unit] - shares[None, :, unit])
-            found = np.maximum(found, 2 * apart / level.bandwidth_bytes_per_second)
+            np.subtract.outer(shares[:, unit], shares[:, unit], out=apart)
+            np.abs(apart, out=apart)
+            apart *= 2 / level.bandwidth_bytes_per_second
+            np.maximum(found, apart, out=found)
         shares = shares.reshape(len(shares), -1, size).sum(axis=2)
     return found
 
@@ -160,8 +168,16 @@ def contiguous(ranges: Ranges) -> Placement:
     source, end, start = np.array(moves).T
     size = end - start
 
+    middle, left, right = np.ix_(np.arange(ranges.period), np.arange(1, block + 1), np.arange(1, block + 1))
+    table = None
+    if ranges.period * block**2 <= MOST_LINKS:
+        table = ranges.link(middle - left, middle, middle, middle + right)
+
     def links(moves: Ints, next_moves: Ints) -> Floats:
-        return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
+        if table is None:
+            return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
+        found: Floats = table[end[moves, None] % ranges.period, size[moves, None] - 1, size[next_moves] - 1]
+        return found
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]

@@ -1,0 +1,75 @@
+"""Which stages keep to a time, as bits: of each cut where a stage may end, the cuts where it may begin, in 64-bit words."""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxpipe.planner.cost_model import CostModel
+from fxpipe.planner.cuts import Cuts, Pairs
+from fxpipe.planner.profile import Floats, Ints
+
+Words: TypeAlias = NDArray[np.uint64]
+# What the work of a stage depends on: seconds per byte of its all-reduce, seconds per byte of its links where they add to the
+# work (times replicas), microbatches held, whether it has several replicas, and how many.
+Key: TypeAlias = tuple[float, float, float, bool, float]
+
+MOST_CUTS = 512
+
+
+class Stages:
+    """What a stage between two cuts takes, in matrices by the cut after it and the cut before it, shape (n, n rounded up
+    to 64); ``compute`` is infinite where there is no such stage. ``lightest[k]`` holds the k lightest cuts."""
+
+    def __init__(self, cuts: Cuts, pairs: Pairs, model: CostModel, memory_bytes: float | None) -> None:
+        self.cuts, self.pairs, self.model, self.memory_bytes = cuts, pairs, model, memory_bytes
+        self.width = -(-cuts.n // 64) * 64
+        self.compute = self._matrix(cuts.compute, inf)
+        self.parameters = self._matrix(cuts.parameters, 0.0)
+        self.stored = None if memory_bytes is None else self._matrix(cuts.parameters + cuts.activations, 0.0)
+        self.single = self._matrix(cuts.single, 0.0) > 0 if cuts.single[-1] else None
+        self.crossing = np.pad(cuts.crossing, (0, self.width - cuts.n)) + cuts.crossing[:, None]
+        # Large arrays made anew at each step would cost more than what is computed in them.
+        self.room, self.room_of_bits = np.empty_like(self.compute), np.empty(self.compute.shape, dtype=bool)
+        by_weight = np.argsort(cuts.crossing, kind="stable")
+        self.weights = cuts.crossing[by_weight]
+        lightest = np.zeros((cuts.n + 1, self.width), dtype=bool)
+        lightest[:, by_weight] = np.tri(cuts.n + 1, cuts.n, -1, dtype=bool)
+        self.lightest = words_of(lightest)
+
+    def _matrix(self, sums: Floats | Ints, nothing: float) -> Floats:
+        found = np.full((self.cuts.n, self.width), nothing)
+        before, after = self.pairs.before, self.pairs.after
+        found[after, before] = sums[after] - sums[before]
+        return found
+
+    def device_seconds(self, key: Key, which: Any = ..., out: Floats | None = None) -> Floats:
+        """The work of all or some stages on certain devices, all replicas together; infinite where a limit forbids it."""
+        all_reduce, own_link, held, replicated, _ = key
+        work: Floats = np.multiply(self.parameters[which], all_reduce, out=out)
+        (np.maximum if self.model.overlap_all_reduce else np.add)(self.compute[which], work, out=work)
+        if own_link:
+            work += own_link * self.crossing[which]
+        if self.stored is not None and self.memory_bytes is not None:
+            work[held * self.stored[which] > self.memory_bytes] = inf
+        if self.single is not None and replicated:
+            work[self.single[which]] = inf
+        return work
+
+    def within(self, keys: Sequence[Key], time: float, found: Words) -> None:
+        """Enters from which cuts a stage may reach each cut in time; shape (n cuts after, n keys, n words of cuts before)."""
+        for at, key in enumerate(keys):
+            if not at or key[:-1] != keys[at - 1][:-1]:
+                work = self.device_seconds(key, out=self.room)
+            found[:, at] = words_of(np.less_equal(work, time * key[-1], out=self.room_of_bits))
+
+    def bits(self, words: Words) -> NDArray[np.uint8]:
+        """Words as ones and zeros, shape (..., n cuts)."""
+        return np.unpackbits(words.view(np.uint8), axis=-1, count=self.cuts.n, bitorder="little")
+
+
+def words_of(bits: NDArray[np.bool_]) -> Words:
+    """Rows of bits as rows of 64-bit words."""
+    return np.packbits(bits, axis=-1, bitorder="little").view(np.uint64)

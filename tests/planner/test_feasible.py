@@ -1,0 +1,93 @@
+"""Tries of one time, as bits, against the dynamic programme over values, which brute force holds to the truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from planner.graphs import FAMILIES, random_profile
+
+from fxpipe.planner.constraints import Constraints
+from fxpipe.planner.cost_model import CostModel
+from fxpipe.planner.cuts import cut_sets, lattice, pairs_of_sets
+from fxpipe.planner.feasible import Feasible
+from fxpipe.planner.graph import build_graph
+from fxpipe.planner.minimax import Limits, allowed, minimax
+from fxpipe.planner.numberings import numberings
+from fxpipe.planner.placement import all_sets, contiguous
+from fxpipe.planner.profile import read_profile
+from fxpipe.planner.ranges import Ranges, numbers_of_copies
+from fxpipe.planner.stage_bits import Stages, words_of
+from fxpipe.planner.topology import parse_topology
+
+TOPOLOGIES = ["5@20B/s", "2@30B/s x 2@5B/s", "2@30B/s x 4@5B/s", "2@30B/s x 2@10B/s x 2@5B/s"]
+MODELS = [
+    CostModel(),
+    CostModel(ring_all_reduce=True),
+    CostModel(overlap_all_reduce=True),
+    CostModel(serial_links=True),
+]
+profiles = st.builds(random_profile, st.integers(0, 10**6), st.sampled_from(FAMILIES), st.integers(1, 9))
+
+
+def cuts_of(data, not_replicated=()):
+    constraints = Constraints(None, None, None, {}, tuple(not_replicated))
+    graph = build_graph(read_profile(data), constraints)
+    cuts = cut_sets(graph, lattice(graph, 10**4))
+    return cuts, pairs_of_sets(cuts, 10**6)
+
+
+def placements(topology, model):
+    yield from (contiguous(Ranges(topology, model, n)) for n in numbers_of_copies(topology))
+    yield from map(contiguous, numberings(topology, model))
+    yield all_sets(topology, model)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    profiles,
+    st.sampled_from(TOPOLOGIES),
+    st.sampled_from(MODELS),
+    st.sampled_from([None, 0.3, 0.8]),
+    st.sampled_from([None, 2]),
+    st.booleans(),
+)
+def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, memory, max_replicas, single):
+    cuts, pairs = cuts_of(data, [data["nodes"][0]["id"]] if single else [])
+    if cuts.n > 150:
+        return
+    stored = float(cuts.parameters[-1] + cuts.activations[-1])
+    limits = Limits(None if memory is None else memory * stored, max_replicas)
+    for placement in placements(parse_topology(text), model):
+        best = minimax(cuts, pairs, placement, model, limits)
+        stages = Stages(cuts, allowed(cuts, pairs, limits), model, limits.memory_bytes)
+        tries = Feasible(stages, placement, max_replicas)
+        if best is None:
+            assert tries.search(0.0, 1e9) is None
+            continue
+        found = tries.search(0.0, 3 * best.cost)
+        assert found.cost == pytest.approx(best.cost, rel=1e-8)
+        assert found.cuts[0] == 0
+        assert found.cuts[-1] == cuts.n - 1
+        assert len(found.cuts) == len(found.moves) + 1
+        assert sorted(sum(placement.devices(found.moves), ())) == sorted(set(sum(placement.devices(found.moves), ())))
+        assert tries.search(0.0, best.cost * (1 - 1e-8)) is None
+
+
+def test_bits_come_back_from_words():
+    cuts, pairs = cuts_of(random_profile(3, "branchy", 8))
+    stages = Stages(cuts, pairs, CostModel(), None)
+    bits = np.random.default_rng(0).random((5, stages.width)) < 0.5
+    assert (stages.bits(words_of(bits)) == bits[:, : cuts.n]).all()
+
+
+def test_a_stage_keeps_to_a_time_or_not():
+    cuts, pairs = cuts_of(random_profile(5, "series-parallel", 9))
+    stages = Stages(cuts, pairs, CostModel(), None)
+    key = (0.5, 0.0, 0.0, True, 2)
+    seconds = np.full((cuts.n, cuts.n), np.inf)
+    between = [sums[pairs.after] - sums[pairs.before] for sums in (cuts.compute, cuts.parameters)]
+    seconds[pairs.after, pairs.before] = (between[0] + 0.5 * between[1]) / 2
+    time = float(np.median(seconds[np.isfinite(seconds)]))
+    found = np.empty((cuts.n, 1, stages.width // 64), dtype=np.uint64)
+    stages.within([key], time * (1 + 1e-9), found)
+    assert (stages.bits(found[:, 0]) == (seconds <= time * (1 + 1e-9))).all()
+    assert 0 < stages.bits(found).sum() < len(pairs.after)
