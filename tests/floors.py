@@ -21,6 +21,7 @@ FLOORS = {
         "triton_kernels/codebook_polynomials.py",
         "triton_kernels/codebooks.py",
         "triton_kernels/noise_tiles.py",
+        "triton_kernels/numba_loops.py",
         "triton_kernels/planes.py",
         "triton_kernels/rounding.py",
         "triton_kernels/scales.py",
@@ -142,6 +143,7 @@ FLOORS = {
         "fxpipe/planner/single_devices.py",
         "triton_kernels/by_definition.py",
         "triton_kernels/launch.py",
+        "triton_kernels/jitted.py",
         "triton_kernels/native.py",
     ],
     9: [
