@@ -92,7 +92,7 @@ def test_shares_of_several_threads(n, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["bfp4b32+sr", "bfp4b32+o1", "bfp4b32:gauss", "bfp4b32+search+e5m3", "bfp4b32+e4", "bfp4b32+trunc"]
+    "text", ["bfp4b32+sr", "bfp4b32+o1", "bfp4b32:gauss", "bfp4b32+e5m3+search", "bfp4b32+e4", "bfp4b32+trunc"]
 )
 def test_other_formats_go_by_the_definition(text):
     fmt = BFPFormat.parse(text)
