@@ -3,7 +3,7 @@
 The steps are those of ``bfp.c``, for codes that are even and rounded to nearest. Values pass in tiles that stay in the
 first-level cache, and every step is one flat loop, which LLVM makes vectors of; nested loops and small blocks it leaves alone.
 numba makes 64 bits of every sum of integers: where it is made 32 again at once, twice as many fit in a vector.
-Compiled code is kept on disk where numba finds a place for it.
+Compiled code is kept on disk where numba finds a place for it: by the date of this file, so that all loops are in this one.
 """
 
 from collections.abc import Callable
