@@ -120,3 +120,16 @@ assert jitted.ready(BFPFormat(4, 32))
 assert "numba" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@with_numba
+def test_loops_are_compiled_where_no_place_can_keep_them(monkeypatch):
+    from fxpipe.triton_kernels import numba_loops
+
+    def njit(function, cache=False, **settings):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function
+
+    monkeypatch.setattr(numba_loops, "njit", njit)
+    assert numba_loops._compiled(len) is len
