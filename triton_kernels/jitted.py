@@ -5,6 +5,7 @@ rest in eager operators. numba is found when it is first asked for (``pip instal
 environment does without. It keeps compiled code beside its source, or in its own cache if that cannot be written, or nowhere.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,17 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
 
 @cache
 def _is_there() -> bool:
-    return os.environ.get("FXPIPE_NUMBA") != "0" and find_spec("numba") is not None
+    if os.environ.get("FXPIPE_NUMBA") == "0" or find_spec("numba") is None:
+        return False
+    try:
+        _loops()
+    except ImportError as reason:  # a numba that is older than numpy, say
+        logging.getLogger("fxpipe").warning(
+            "CPU tensors are compressed by eager operators, as numba cannot be imported: %s. FXPIPE_NUMBA=0 asks for that.",
+            reason,
+        )
+        return False
+    return True
 
 
 @cache

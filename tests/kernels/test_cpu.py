@@ -116,8 +116,8 @@ def test_numba_is_not_imported_before_it_is_used():
     program = """
 import fxpipe, sys
 from fxpipe.triton_kernels import BFPFormat, jitted, ops
-assert jitted.ready(BFPFormat(4, 32))
 assert "numba" not in sys.modules
+assert jitted.ready(BFPFormat(4, 32))
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -133,3 +133,14 @@ def test_loops_are_compiled_where_no_place_can_keep_them(monkeypatch):
 
     monkeypatch.setattr(numba_loops, "njit", njit)
     assert numba_loops._compiled(len) is len
+
+
+def test_a_numba_that_cannot_be_imported(monkeypatch, caplog):
+    def loops():
+        raise ImportError("Numba needs NumPy 2.0 or less")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(jitted, "find_spec", lambda name: name)
+    monkeypatch.setattr(jitted, "_loops", loops)
+    assert not jitted._is_there.__wrapped__()
+    assert "numba cannot be imported: Numba needs NumPy 2.0 or less" in caplog.text
