@@ -134,3 +134,6 @@ def _share_out(run: Callable[[int, int], None], numel: int, block: int) -> None:
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fxpipe")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
