@@ -167,6 +167,6 @@ def fxpipe(
 
     inductor.register()
     partitioner = CompressingPartitioner(BackendOptions.from_mapping(options or {}))
-    own = {"custom_partitioner_fn": partitioner, **with_inlined_kernels()}
+    own = {"custom_partitioner_fn": partitioner, **inductor.SETTINGS, **with_inlined_kernels()}
     patches = {**list_mode_options(mode or "default"), **own}
     return cast(Callable[..., Any], compile_fx(graph_module, example_inputs, config_patches=patches))

@@ -16,6 +16,10 @@ import torch.fx as fx
 
 from fxpipe.triton_kernels import exact  # noqa: F401  (registers the operators)
 
+SETTINGS = {"realize_reads_threshold": 8}
+"""Of Inductor. A batch norm reads five tensors for each value, one more than what Inductor rather computes twice by default:
+the ReLU after it would be written to memory where a mean and the bits of its sign need it, and that takes longer than both."""
+
 _PACK, _UNPACK = torch.ops.fxpipe.pack_bools.default, torch.ops.fxpipe.unpack_bools.default
 
 

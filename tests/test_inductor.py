@@ -56,6 +56,13 @@ def test_masks_pass_between_loops_and_bits_as_bytes():
 
 
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_a_relu_after_a_batch_norm_is_not_written_for_its_mean_and_its_mask():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    code, _ = code_and_gradients(model, torch.randn(4, 3, 16, 16), "bfp8b32")
+    assert code.count("clamp_min(") == 2  # for each of the two, rather than once to memory
+
+
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_a_mask_that_is_an_input_is_packed_as_it_is():
     class Masked(nn.Module):
         def __init__(self) -> None:

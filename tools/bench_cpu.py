@@ -24,7 +24,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from fxpipe.triton_kernels import BFPFormat, cpu, native
+from fxpipe.triton_kernels import BFPFormat, cpu, jitted, native
 
 WARM_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 PLAIN = ("bfp4b32", "bfp4b32+unsigned", "bfp8b32", "bfp2b32", "bfp3b16")
@@ -36,10 +36,11 @@ DTYPES = (torch.float32, torch.bfloat16)
 THREADS = (1, 2)
 NEAREST, STOCHASTIC = "bfp4b32", ("bfp4b32+hash", "bfp4b32+sr")
 BOOLS = "8 bools a byte"
+WITHOUT_COMPILER = "numba" if jitted.ready(BFPFormat.parse(NEAREST)) else "eager"
 BOUNDS = {
     ("native", "float32", NEAREST, "compress"): (1.3, 1.7),
     ("native", "float32", NEAREST, "decompress"): (1.6, 1.6),
-    ("eager", "float32", NEAREST, "compress"): (0.65, 0.8),
+    (WITHOUT_COMPILER, "float32", NEAREST, "compress"): (0.65, 0.8),
     **{("native", "float32", name, "against nearest"): (1 / 1.1, 1 / 1.1) for name in STOCHASTIC},
     **{("native", "bool", BOOLS, direction): (0.4, 0.4) for direction in ("compress", "decompress")},
 }
@@ -99,10 +100,12 @@ def main() -> int:
 def measure_all(n_bytes: int, rounds: int, only_bounded: bool) -> list[Measurement]:
     """Everything that the table shows."""
     found = []
-    paths = ("native", "eager") if native.ready() else ("eager",)
-    for threads, path in itertools.product(THREADS, paths):
+    paths = [path for path, there in (("native", native.ready()), ("numba", WITHOUT_COMPILER == "numba")) if there]
+    known = jitted.ready
+    for threads, path in itertools.product(THREADS, [*paths, "eager"]):
         torch.set_num_threads(threads)
-        with patch.object(native, "ready", return_value=path == "native"):
+        without = patch.object(jitted, "ready", side_effect=known if path == "numba" else lambda _: False)
+        with patch.object(native, "ready", return_value=path == "native"), without:
             for dtype, name, runs in subjects(n_bytes, path, only_bounded):
                 for direction, (base, run) in runs.items():
                     ratio, seconds = against(base, run, rounds)
@@ -128,7 +131,7 @@ def formats_of(path: str, only_bounded: bool) -> tuple[str, ...]:
     """Without a kernel, formats that are not plain go by the definition, which is timed nowhere."""
     if only_bounded:
         return (NEAREST, *STOCHASTIC) if path == "native" else (NEAREST,)
-    return FORMATS if path == "native" else PLAIN
+    return {"native": FORMATS, "numba": (*PLAIN, "bfp4b32+e5m3")}.get(path, PLAIN)
 
 
 def directions(x: Tensor, fmt: BFPFormat) -> Runs:

@@ -3,6 +3,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 enum { FLOAT32, BFLOAT16, FLOAT16 }; /* dtypes */
 enum { GROUP = 8, TILE = 1024, GROUPS = TILE / GROUP }; /* values; a tile is a whole number of blocks of any size */

@@ -20,7 +20,7 @@ typedef struct {
 } Planes;
 
 typedef union {
-    uint8_t codes[TILE];
+    _Alignas(64) uint8_t codes[TILE];
     uint64_t words[GROUPS];
 } Codes;
 

@@ -1,4 +1,5 @@
-"""The path for CPU tensors, equal to ``reference`` bit for bit: the compiled kernel of ``native``, or eager operators.
+"""The path for CPU tensors, equal to ``reference`` bit for bit: the compiled kernel of ``native``, else numba's loops where
+they know the format, else eager operators.
 
 In eager operators, values pass in chunks that stay in cache. Scaling, rounding and offset are a multiplication and an
 addition that leave the code in a float's low bits; from there on eight codes are handled at a time, one a byte of an
@@ -11,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from . import by_definition, native
+from . import by_definition, jitted, native
 from .format import EXPONENT_NAN, GROUP, BFPFormat
 from .reference import dtype_name
 
@@ -25,6 +26,8 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None) -> tupl
     """As ``reference.compress``."""
     if native.ready():
         return native.compress(x_flat.detach(), fmt, seed)
+    if jitted.ready(fmt):
+        return jitted.compress(x_flat, fmt)
     if not fmt.is_basic:
         return by_definition.compress(x_flat, fmt, seed, CHUNK)
     exponent_min = fmt.exponent_min(dtype_name(x_flat.dtype, fmt))
@@ -56,6 +59,8 @@ def decompress(
     """As ``reference.decompress``."""
     if native.ready():
         return native.decompress(planes, fmt, numel, dtype, seed)
+    if jitted.ready(fmt):
+        return jitted.decompress(planes, fmt, numel, dtype)
     if not fmt.is_basic:
         return by_definition.decompress(planes, fmt, numel, dtype, seed, CHUNK)
     dtype_name(dtype, fmt)

@@ -1,18 +1,28 @@
-"""The path for CPU tensors in eager operators equals the reference bit for bit. ``test_native.py`` has the other one."""
+"""The paths for CPU tensors without a C compiler equal the reference bit for bit. ``test_native.py`` has the other one."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from kernels.inputs import every_class, same
 
-from fxpipe.triton_kernels import BFPFormat, cpu, native, reference
+from fxpipe.triton_kernels import BFPFormat, cpu, jitted, native, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True)
-def eager(monkeypatch):
+with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+
+
+@pytest.fixture(autouse=True, params=["eager", pytest.param("numba", marks=with_numba)])
+def path(request, monkeypatch):
     monkeypatch.setattr(native, "ready", lambda: False)
+    if request.param == "eager":
+        monkeypatch.setattr(jitted, "ready", lambda fmt: False)
+    return request.param
 
 
 def assert_equal(fmt: BFPFormat, x: torch.Tensor, decoded: torch.dtype) -> None:
@@ -58,3 +68,79 @@ def test_the_inputs_are_left_alone():
     cpu.compress(x, BFPFormat.parse("bfp6b16"))
     cpu.decompress(planes, BFPFormat.parse("bfp6b16"), 1000, torch.float32)
     assert all(map(torch.equal, [x, *planes], before))
+
+
+OTHERS = ["bfp{}b{}+twos", "bfp{}b{}+e5m3", "bfp{}b{}+unsigned+e6m2", "bfp{}b{}+twos+e6m2", "bfp{}b{}+unsigned+e5m3"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", OTHERS)
+@pytest.mark.parametrize(("width", "block"), [(2, 8), (3, 16), (4, 32), (5, 64), (6, 128), (7, 32), (8, 16)])
+def test_signs_and_scales_of_other_kinds(width, block, text, dtype, path):
+    fmt = BFPFormat.parse(text.format(width, block))
+    assert jitted.ready(fmt) == (path == "numba")
+    assert_equal(fmt, every_class(321, dtype), dtype)
+
+
+@pytest.mark.parametrize("n", [jitted.SHARE, 2 * jitted.SHARE, 3 * jitted.SHARE + 1031, 5 * jitted.SHARE - 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_shares_of_several_threads(n, dtype, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    x = every_class(n // 13, dtype).repeat(2)[:n]
+    for text in ("bfp3b32", "bfp4b128+e5m3"):
+        assert_equal(BFPFormat.parse(text), x, dtype)
+
+
+@pytest.mark.parametrize(
+    "text", ["bfp4b32+sr", "bfp4b32+o1", "bfp4b32:gauss", "bfp4b32+e5m3+search", "bfp4b32+e4", "bfp4b32+trunc"]
+)
+def test_other_formats_go_by_the_definition(text):
+    fmt = BFPFormat.parse(text)
+    assert not jitted.ready(fmt)
+    x, seed = torch.randn(333), torch.tensor(7)
+    assert all(map(same, cpu.compress(x, fmt, seed), reference.compress(x, fmt, seed)))
+
+
+def test_no_numba_where_the_environment_asks_for_none():
+    program = """
+import fxpipe, sys
+from fxpipe.triton_kernels import BFPFormat, jitted, ops
+assert not jitted.ready(BFPFormat(4, 32))
+assert "numba" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env={"FXPIPE_NUMBA": "0"})
+
+
+@with_numba
+def test_numba_is_not_imported_before_it_is_used():
+    program = """
+import fxpipe, sys
+from fxpipe.triton_kernels import BFPFormat, jitted, ops
+assert "numba" not in sys.modules
+assert jitted.ready(BFPFormat(4, 32))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@with_numba
+def test_loops_are_compiled_where_no_place_can_keep_them(monkeypatch):
+    from fxpipe.triton_kernels import numba_loops
+
+    def njit(function, cache=False, **settings):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return function
+
+    monkeypatch.setattr(numba_loops, "njit", njit)
+    assert numba_loops._compiled(len) is len
+
+
+def test_a_numba_that_cannot_be_imported(monkeypatch, caplog):
+    def loops():
+        raise ImportError("Numba needs NumPy 2.0 or less")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(jitted, "find_spec", lambda name: name)
+    monkeypatch.setattr(jitted, "_loops", loops)
+    assert not jitted._is_there.__wrapped__()
+    assert "numba cannot be imported: Numba needs NumPy 2.0 or less" in caplog.text
