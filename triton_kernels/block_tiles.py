@@ -85,6 +85,14 @@ def largest(values, C: tl.constexpr):
 
 
 @triton.jit
+def sums(values, C: tl.constexpr):
+    """The sum [BLOCKS] (int32) of each block's ``values`` [N], integers, or floats of which a thread's have an exact sum."""
+    SHAPE: tl.constexpr = _shape(values.shape[0], C)
+    inside = tl.sum(tl.reshape(values, SHAPE), axis=1).to(tl.int32)
+    return tl.reshape(tl.sum(inside, axis=2), [SHAPE[0] * SHAPE[2]])
+
+
+@triton.jit
 def for_groups(values, N: tl.constexpr, C: tl.constexpr):
     """For each group [N] what ``values`` [BLOCKS] have for its block."""
     SHAPE: tl.constexpr = _shape(N, C)

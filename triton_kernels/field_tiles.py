@@ -99,18 +99,19 @@ def codes_of_learned(bits, reciprocal, level_ptr, C: tl.constexpr):
     n = tl.maximum(tl.minimum(n, TOP), -TOP) * 2
     index = tl.zeros(n.shape, tl.int32)
     for i in tl.static_range(len(C.levels) - 1):
-        edge = _loaded(level_ptr + i, C) + _loaded(level_ptr + (i + 1), C)
+        edge = loaded_level(level_ptr + i, C) + loaded_level(level_ptr + (i + 1), C)
         index += (n > edge).to(tl.int32)
     if C.unsigned:
         index = tl.where(bits > 0, tl.maximum(index, 1), 0)
     elif not C.scale_signed:
         negative = (x + 0.0).to(tl.int32, bitcast=True) < 0  # zeros have no sign
-        negative = negative & ((index > 0) | (_loaded(level_ptr, C) > 0))
+        negative = negative & ((index > 0) | (loaded_level(level_ptr, C) > 0))
         index = index | (negative.to(tl.int32) << C.magnitude_bits)
     return index.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def _loaded(pointer, C: tl.constexpr):
+def loaded_level(pointer, C: tl.constexpr):
+    """One level (int32) of a tensor's own."""
     level = tl.load(pointer).to(tl.int32)
     return (level ^ 128) - 128 if C.scale_signed else level
