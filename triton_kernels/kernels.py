@@ -166,8 +166,8 @@ def compress_tile(
     else:
         stored, code = scales_of(a, b, C)
         if len(C.search) > 0:
-            code = searched(a, b, code, level_ptr, C)
-            stored = tl.where(stored == 0, 0, code)
+            code, a, b = searched(a, b, stored, level_ptr, C)
+            stored = code
         if C.dtype != 0:
             a, b = float_bits(a, C)
     store_for_blocks(scale_ptr, stored.to(tl.uint8), rest, N, C, FULL)

@@ -18,7 +18,7 @@ All scales are tried on four values before the next four, so that few registers 
 import triton
 import triton.language as tl
 
-from .block_tiles import blocks_in_run, for_runs, groups_in_turn, groups_of_run, sums_of_runs
+from .block_tiles import blocks_in_run, for_groups, for_runs, groups_in_turn, groups_of_run, sums_of_runs
 from .field_tiles import loaded_level
 from .pair_tiles import float_bits, permuted
 from .scale_tiles import exponent_of, reciprocal
@@ -33,7 +33,10 @@ _ROUND_TO_HALF = tl.constexpr(8388608 + 0x6600)  # the low half of n plus this i
 
 @triton.jit
 def searched(a, b, code, level_ptr, C: tl.constexpr):
-    """The best scale codes [BLOCKS] (int32) for a tile as it was loaded, from the first ones and as these have them."""
+    """The best scale codes [BLOCKS] (int32) for a tile as it was loaded, from the first ones, and the tile.
+
+    Code 0, that of a block of zeros, stays: whatever it makes of zeros, encoding makes zeros.
+    """
     N: tl.constexpr = a.shape[0]
     magnitude = code & C.scale_nan
     sign = code - magnitude
@@ -51,7 +54,11 @@ def searched(a, b, code, level_ptr, C: tl.constexpr):
         error = _weighted(sums_of_runs(totals[i], N, C) - too_much, tried, lowest, C)
         best = tl.where(error < least, tried, best)
         least = tl.minimum(error, least)
-    return tl.where(magnitude == C.scale_nan, code, best + sign)
+    best = tl.where((magnitude == C.scale_nan) | (magnitude == 0), code, best + sign)
+    if C.packs:
+        zero = for_groups((least >> 63).to(tl.int32), N, C).expand_dims(1)
+        a, b = a | zero, b | zero
+    return best, a, b
 
 
 @triton.constexpr_function
@@ -111,7 +118,7 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
                     more = more + (_errors_added(so_far[i], four, inverses[i][j], C.search[i], level_ptr, C),)
                 so_far = more
                 if C.packs:  # as sums are never negative
-                    zero = so_far[0].to(tl.int32, bitcast=True) >> 31
+                    zero = so_far[len(C.search) - 1].to(tl.int32, bitcast=True) >> 31
         totals = totals + (so_far,)
         counts = counts + (count,)
     by_scale = ()
@@ -281,7 +288,7 @@ def _absolute_halves(word):
 @triton.jit
 def _lesser_halves(word, other):
     return tl.inline_asm_elementwise(
-        "min.f16x2 $0, $1, $2;", "=r,r,r", [word, other], dtype=tl.uint32, is_pure=True, pack=1
+        "min.NaN.f16x2 $0, $1, $2;", "=r,r,r", [word, other], dtype=tl.uint32, is_pure=True, pack=1
     )
 
 
