@@ -114,7 +114,7 @@ def one_by_one(values):
 def together(rows):
     """[R, 1, 2 or 4] of as many tensors [R]: the inverse, but for the order of dimensions."""
     if len(rows) == 1:
-        return rows[0].expand_dims(1)
+        return tl.reshape(rows[0], [rows[0].shape[0], 1])
     elif len(rows) == 2:
         return tl.join(rows[0], rows[1])
     else:
@@ -136,10 +136,8 @@ def groups_in_turn(values, C: tl.constexpr):
 
 @triton.jit
 def for_runs(values, N: tl.constexpr, C: tl.constexpr):
-    """What ``values`` [BLOCKS] have for each block in a run, a tuple of tensors [N // run]."""
-    SHAPE: tl.constexpr = _shape(N, C)
-    each = tl.broadcast_to(tl.reshape(values, [SHAPE[0], SHAPE[2], 1]), [SHAPE[0], SHAPE[2], SHAPE[3]])
-    return one_by_one(tl.reshape(each, [SHAPE[0], SHAPE[2] * SHAPE[3]]))
+    """What ``values`` [BLOCKS] have for each value of a run, in the order of ``groups_in_turn``."""
+    return groups_in_turn(tl.broadcast_to(for_groups(values, N, C).expand_dims(1), [N, 4]), C)
 
 
 @triton.jit

@@ -115,7 +115,7 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
                     count += tl.minimum(four[k].to(tl.int32, bitcast=True), 1)
                 more = ()
                 for i in tl.static_range(len(C.search)):
-                    more = more + (_errors_added(so_far[i], four, inverses[i][j], C.search[i], level_ptr, C),)
+                    more = more + (_errors_added(so_far[i], four, inverses[i][g][0], C.search[i], level_ptr, C),)
                 so_far = more
                 if C.packs:  # as sums are never negative
                     zero = so_far[len(C.search) - 1].to(tl.int32, bitcast=True) >> 31

@@ -26,6 +26,8 @@ KERNELS = [
     (90, "bfp4b32+sr", torch.bfloat16),
     (90, "bfp4b32+o1", torch.bfloat16),
     (100, "bfp3b8+twos+e4+hash", torch.float32),
+    (90, "bfp4b32:gauss+e6m2+search", torch.bfloat16),
+    (80, "bfp3b16+unsigned+e5m3+search", torch.float32),
 ]
 EQUIVALENT = {
     "one NaN for another": r"selp\.[bf]32 %r, (0f7FC00000|2143322048), .* -> \S+ %r, (0f7F\w+|214332204\d), .*",
