@@ -144,7 +144,6 @@ def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> st
         "+search with outliers": kind == "compress" and fmt.search and fmt.outliers > 0,
         "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": kind == "compress"
         and (fmt.outliers > 1 or (fmt.outliers == 1 and fmt.signed_levels) or _threshold_of_unsigned(fmt)),
-        "+dither of ':learned'": kind == "decompress" and bool(fmt.dither) and fmt.codebook == "learned",
     }
     return ", ".join(name for name, there in parts.items() if there)
 

@@ -32,7 +32,7 @@ _REGISTERS = 40
 _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
 """There they would spill with 40."""
 
-_REGISTERS_FOR_MANY_SCALES = 64
+_REGISTERS_FOR_MANY_SCALES = 96
 """With ``+search``: for more than five scales, errors of more bits, or float32 values, which fill 32 of them."""
 
 PLACE_BITS = 0x4B000000
@@ -176,7 +176,8 @@ def _options(fmt: BFPFormat, architecture: int, fused: bool, dtype: str) -> dict
 def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
     """As few as spill none, as compiled for blocks of every size."""
     n_scales = len(fmt.search_offsets)
-    if dtype == "float32" or n_scales > 5 or (fmt.magnitude_bits > 5 and not fmt.codebook):
+    wide = fmt.magnitude_bits > 5 and not fmt.codebook
+    if dtype == "float32" or n_scales > 5 or wide:
         return _REGISTERS_FOR_MANY_SCALES
     many = fmt.codebook and (n_scales > 3 or fmt.magnitude_bits > 3)
     more = many or fmt.unsigned or architecture >= 100

@@ -284,7 +284,7 @@ def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr)
     one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
     if C.dither != "":
-        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, level_ptr, C)
     elif C.codebook and C.packs:
         return values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
     else:
