@@ -116,7 +116,7 @@ def test_equal_layouts_are_traced_once(text, monkeypatch):
         ("bfp4b32+o2", ["compress"]),
         ("bfp4b32+search+o1", ["compress"]),
         ("bfp4b32:learned", ["compress"]),
-        ("bfp4b32:learned+dither", ["compress", "decompress"]),
+        ("bfp4b32:learned+dither", ["compress"]),
     ],
 )
 def test_what_has_no_kernel_stays_one_node(text, kinds):

@@ -223,7 +223,7 @@ def _search_budget(fmt: BFPFormat) -> float:
     """What the same format may take without a search, and for each scale that is tried so many more, as measured."""
     if not fmt.codebook:
         return 11 + 8 * len(fmt.search_offsets)
-    return 16 + (2.5 + 0.9 * fmt.n_levels) * len(fmt.search_offsets)
+    return 16 + (3 + 0.9 * fmt.n_levels) * len(fmt.search_offsets)
 
 
 def _pipe(op: str) -> str:

@@ -9,7 +9,8 @@ the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with 
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# (Triton knows no Python types)
+# ruff: noqa: RUF005
+# (Triton knows no Python types, and no stars in tuples)
 
 import triton
 import triton.language as tl

@@ -116,7 +116,12 @@ class _Search(TypedDict):
 def _search(fmt: BFPFormat) -> _Search:
     levels, far = fmt.levels[fmt.unsigned :], _farthest(fmt)
     if not fmt.search or not levels:
-        return {"search": fmt.search_offsets if fmt.search else (), "search_limit": 0, "search_pairs": (), "search_bytes": False}
+        return {
+            "search": fmt.search_offsets if fmt.search else (),
+            "search_limit": 0,
+            "search_pairs": (),
+            "search_bytes": False,
+        }
     limit = 2 * fmt.level_grid[-1] + 1
     least = -min(far, limit) if fmt.signed_levels else 0
     errors = [min(far, limit) - levels[-1], levels[0] - least, *(b - a for a, b in itertools.pairwise(levels))]

@@ -32,7 +32,7 @@ _REGISTERS = 40
 _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
 """There they would spill with 40."""
 
-_REGISTERS_FOR_MANY_SCALES = 96
+_REGISTERS_FOR_MANY_SCALES = 128
 """With ``+search``: for more than five scales, errors of more bits, or float32 values, which fill 32 of them."""
 
 PLACE_BITS = 0x4B000000
@@ -140,7 +140,7 @@ def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BF
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     architecture = int(target.arch) if target.backend == "cuda" else 0
-    return triton.compile(source, target=target, options=_options(fmt, architecture, "ACTIVATION" in constants, dtype))
+    return triton.compile(source, target=target, options=_options(kernel, fmt, architecture, dtype))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -158,16 +158,16 @@ def _launch(
         torch.library.wrap_triton(kernel)[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
         return
     with on_device(first):
-        options = _options(fmt, _architecture(first), "ACTIVATION" in constants, DTYPES[constants["C"].dtype])
+        options = _options(kernel, fmt, _architecture(first), DTYPES[constants["C"].dtype])
         kernel[(n_programs,)](*arguments, **constants, **options)
 
 
-def _options(fmt: BFPFormat, architecture: int, fused: bool, dtype: str) -> dict[str, int]:
+def _options(kernel: Any, fmt: BFPFormat, architecture: int, dtype: str) -> dict[str, int]:
     """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
     slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
-    if not architecture or slow or fused:  # these take the registers that they want
+    if not architecture or slow or kernel is fused_kernel:  # these take the registers that they want
         return {"num_warps": N_WARPS}
-    if fmt.search:
+    if fmt.search and kernel is compress_kernel:
         return {"num_warps": N_WARPS, "maxnreg": _registers_of_search(fmt, architecture, dtype)}
     more = fmt.codebook and architecture >= 100
     return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
@@ -179,8 +179,8 @@ def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
     wide = fmt.magnitude_bits > 5 and not fmt.codebook
     if dtype == "float32" or n_scales > 5 or wide:
         return _REGISTERS_FOR_MANY_SCALES
-    many = fmt.codebook and (n_scales > 3 or fmt.magnitude_bits > 3)
-    more = many or fmt.unsigned or architecture >= 100
+    few = n_scales <= 3 and fmt.magnitude_bits <= 3 and fmt.block <= 32 if fmt.codebook else True
+    more = not few or fmt.unsigned or architecture >= 100
     return _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS
 
 

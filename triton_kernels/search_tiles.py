@@ -13,7 +13,8 @@ All scales are tried on four values before the next four, so that few registers 
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# (Triton knows no Python types)
+# ruff: noqa: RUF005
+# (Triton knows no Python types, and no stars in tuples)
 
 import triton
 import triton.language as tl
@@ -85,10 +86,7 @@ def _weighted(total, magnitude, lowest, C: tl.constexpr):
 def _of_zeros(counts, N: tl.constexpr, level_ptr, C: tl.constexpr):
     """What the zeros of ``+unsigned`` come to in each block's sum of errors [BLOCKS]; ``counts``: the other values."""
     if C.unsigned:
-        if C.learned:
-            each = loaded_level(level_ptr + 1, C)
-        else:
-            each = tl.full([], C.levels[1] if C.codebook else 8, tl.int32)
+        each = loaded_level(level_ptr + 1, C) if C.learned else (C.levels[1] if C.codebook else 8)
         return (-sums_of_runs(counts, N, C) + C.block) * (each * each)
     else:
         return 0
@@ -104,7 +102,7 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
     totals, counts = (), ()
     for j in tl.static_range(BLOCKS):
         so_far = ()
-        for i in tl.static_range(len(C.search)):
+        for _ in tl.static_range(len(C.search)):
             so_far = so_far + (_nothing(a[0][0], C),)
         count = tl.zeros(a[0][0].shape, tl.int32)
         zero = count
@@ -132,7 +130,7 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
 
 @triton.jit
 def _what_counts(a, b, c, d, zero, C: tl.constexpr):
-    """Four values (float32) from two in a and b and two in c and d: magnitudes, values of signed scales, or 0 for negative ones.
+    """Four values (float32) from two in a and b and two in c and d: magnitudes, those of signed scales, 0 for negative ones.
 
     16-bit values are pairs in a and b, and c and d the same. ``zero`` makes these instructions wait for what it comes from.
     """
@@ -185,10 +183,7 @@ def _errors_added(total, four, inverse, OFFSET: tl.constexpr, level_ptr, C: tl.c
 
 @triton.jit
 def _error_added(total, x, inverse, OFFSET: tl.constexpr, level_ptr, C: tl.constexpr):
-    if C.codebook:
-        error = _error_of_codebook(x, inverse, level_ptr, C)
-    else:
-        error = _error_of_even(x, inverse, OFFSET, C)
+    error = _error_of_codebook(x, inverse, level_ptr, C) if C.codebook else _error_of_even(x, inverse, OFFSET, C)
     if _is_wide(C):
         whole = (error + _ROUND).to(tl.int32, bitcast=True) - _ROUND_BITS
         whole = tl.minimum(tl.maximum(whole, -_LIMIT), _LIMIT)

@@ -249,7 +249,7 @@ def _halves_less(a: Array, b: Array) -> Array:
     result = np.zeros(np.broadcast(a, b).shape, np.uint32)
     for shift in (0, 16):
         x, y = ((value >> shift).astype(np.uint16).view(np.float16) for value in (a, b))
-        result |= _half((x.astype(np.float32) - y)).astype(np.uint32) << shift
+        result |= _half(x.astype(np.float32) - y).astype(np.uint32) << shift
     return result
 
 
@@ -260,4 +260,9 @@ def _squares_of_bytes(a: Array, b: Array, c: Array) -> Array:
 
 _define("sub.rn.f16x2", "b32", ["b32", "b32"], _halves_less)
 _define("dp4a.u32.u32", "u32", ["u32", "u32", "u32"], _squares_of_bytes)
-_define("cvt.rzi.s32.f32", "s32", ["f32"], lambda a: np.where(np.isnan(a), np.float32(0), a).clip(-(2.0**31), 2147483520).astype(np.int32))
+_define(
+    "cvt.rzi.s32.f32",
+    "s32",
+    ["f32"],
+    lambda a: np.where(np.isnan(a), np.float32(0), a).clip(-(2.0**31), 2147483520).astype(np.int32),
+)

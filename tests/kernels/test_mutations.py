@@ -82,6 +82,11 @@ EQUIVALENT = {
     "below the bits of a bfloat16 nothing moves its product past a scale": (
         r"bfp4b16:gauss\+e5m3 bfloat16 compress: and\.b32 %r, %r, 2147418112 -> .* 2147418113"
     ),
+    "how far apart two numbers are has no sign": r"\+search \S+ compress: sub\.rn\.f16x2 (%r, %r, %r) -> sub\.rn\.f16x2 \1",
+    "squares are added up in any order": r"\+search \S+ compress: prmt\.b32 (%r, %r, %r, %r) -> prmt\.b32 \1",
+    "the second step of a reciprocal mends an ulp that the first one leaves": (
+        r"bfp3b16\+unsigned\+e5m3\+search float32 compress: fma.rn.f32 %r, %r, %r, 0f3F800000 -> .*0f3F(7FFFFF|800001)"
+    ),
 }
 """Why mutations change no result, and which, as regular expressions for ``alike``."""
 
