@@ -33,7 +33,7 @@ _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
 """There they would spill with 40."""
 
 _REGISTERS_FOR_MANY_SCALES = 128
-"""With ``+search``: for more than five scales, codebooks on sm_100, errors of more bits, or float32, whose values fill 32."""
+"""With ``+search``: for more than five scales, blocks of 8 and 16, errors of more bits, float32, or codebooks on sm_100."""
 
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
@@ -177,7 +177,7 @@ def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
     """As few as spill none, as compiled for blocks of every size."""
     n_scales = len(fmt.search_offsets)
     wide = fmt.magnitude_bits > 5 if not fmt.codebook else architecture >= 100
-    if dtype == "float32" or n_scales > 5 or wide:
+    if dtype == "float32" or n_scales > 5 or wide or fmt.block < 32:
         return _REGISTERS_FOR_MANY_SCALES
     few = n_scales <= 3 and fmt.magnitude_bits <= 3 and fmt.block <= 32 if fmt.codebook else True
     more = not few or fmt.unsigned or architecture >= 100
