@@ -264,5 +264,18 @@ _define(
     "cvt.rzi.s32.f32",
     "s32",
     ["f32"],
-    lambda a: np.where(np.isnan(a), np.float32(0), a).clip(-(2.0**31), 2147483520).astype(np.int32),
+    lambda a: np.nan_to_num(a.astype(np.float64)).clip(-(2**31), 2**31 - 1).astype(np.int32),
+)
+for _name, _function in (("min", np.minimum), ("max", np.maximum)):
+    _define(
+        f"{_name}.u16x2",
+        "b32",
+        ["b32", "b32"],
+        lambda a, b, f=_function: f(a & 0xFFFF, b & 0xFFFF) | f(a >> 16, b >> 16) << 16,
+    )
+_define(
+    "bfe.u64",
+    "u64",
+    ["u64", "u32", "u32"],
+    lambda a, start, length: a >> start.astype(np.uint64) & (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1),
 )
