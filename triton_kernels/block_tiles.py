@@ -8,7 +8,7 @@ Group m of a tile of N is the group ``numbers(N, C)[m]`` of its memory: the grou
 the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with this.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
 # ruff: noqa: RUF005
 # (Triton knows no Python types, and no stars in tuples)
 
@@ -88,13 +88,13 @@ def largest(values, C: tl.constexpr):
 @triton.constexpr_function
 def blocks_in_run(N, C) -> int:
     """Blocks that end in a run, at least 1; and no block is in two threads if it is more."""
-    return _shape(N, C)[0]
+    return int(_shape(N, C)[0])
 
 
 @triton.constexpr_function
 def groups_of_run(N, C) -> int:
     """Groups of one block in a run."""
-    return _shape(N, C)[1]
+    return int(_shape(N, C)[1])
 
 
 @triton.jit

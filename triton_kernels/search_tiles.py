@@ -12,7 +12,7 @@ Zeros of ``+unsigned``, which do not count, come to the same error under every s
 All scales are tried on four values before the next four, so that few registers are enough.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
 # ruff: noqa: RUF005
 # (Triton knows no Python types, and no stars in tuples)
 
@@ -64,7 +64,7 @@ def searched(a, b, code, level_ptr, C: tl.constexpr):
 
 @triton.constexpr_function
 def _lowest_offset(C) -> int:
-    return min(C.search)
+    return int(min(C.search))
 
 
 @triton.jit
