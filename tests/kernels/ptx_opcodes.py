@@ -279,3 +279,5 @@ _define(
     ["u64", "u32", "u32"],
     lambda a, start, length: a >> start.astype(np.uint64) & (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1),
 )
+for _from in ("u16", "s16"):  # exact
+    _define(f"cvt.rn.f32.{_from}", "f32", [_from], lambda a: a.astype(np.float32))

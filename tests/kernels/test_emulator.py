@@ -214,4 +214,5 @@ def test_what_the_search_for_scales_takes():
     assert [hex(v) for v in run("max.u16x2", np.array([0x0001FFFF], np.uint32), np.array([0x8000], np.uint32))] == [
         "0x1ffff"
     ]
+    assert list(run("cvt.rn.f32.u16", np.array([65535], np.uint16))) == [65535.0]
     assert list(run("bfe.u64", np.array([0xABCD << 20], np.uint64), np.array([20]), np.array([8]))) == [0xCD]
