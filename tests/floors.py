@@ -91,6 +91,7 @@ FLOORS = {
         "passes/schedule_orders.py",
         "triton_kernels/format.py",
         "triton_kernels/outlier_tiles.py",
+        "triton_kernels/search_tiles.py",
     ],
     4: [
         "fxpipe/format_rules.py",

@@ -8,8 +8,9 @@ Group m of a tile of N is the group ``numbers(N, C)[m]`` of its memory: the grou
 the tile. A tensor [BLOCKS] has the blocks of a tile in an order that goes with this.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# (Triton knows no Python types)
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, assignment"
+# ruff: noqa: RUF005
+# (Triton knows no Python types, and no stars in tuples)
 
 import triton
 import triton.language as tl
@@ -82,6 +83,70 @@ def largest(values, C: tl.constexpr):
     """The greatest [BLOCKS] of each block's ``values`` [N, 4]."""
     values = tl.max(by_thread(values, C), axis=1)
     return of_threads(values.expand_dims(1))
+
+
+@triton.constexpr_function
+def blocks_in_run(N, C) -> int:
+    """Blocks that end in a run, at least 1; and no block is in two threads if it is more."""
+    return int(_shape(N, C)[0])
+
+
+@triton.constexpr_function
+def groups_of_run(N, C) -> int:
+    """Groups of one block in a run."""
+    return int(_shape(N, C)[1])
+
+
+@triton.jit
+def one_by_one(values):
+    """A tuple of the rows [R] of ``values`` [1, 2 or 4, R]."""
+    if values.shape[0] == 1:
+        return (tl.reshape(values, [values.shape[1]]),)
+    elif values.shape[0] == 2:
+        return tl.split(tl.permute(values, [1, 0]))
+    else:
+        even, odd = tl.split(tl.permute(tl.reshape(values, [2, 2, values.shape[1]]), [2, 0, 1]))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        return first, second, third, fourth
+
+
+@triton.jit
+def together(rows):
+    """[R, 1, 2 or 4] of as many tensors [R]: the inverse, but for the order of dimensions."""
+    if len(rows) == 1:
+        return tl.reshape(rows[0], [rows[0].shape[0], 1])
+    elif len(rows) == 2:
+        return tl.join(rows[0], rows[1])
+    else:
+        both = tl.join(tl.join(rows[0], rows[2]), tl.join(rows[1], rows[3]))
+        return tl.reshape(both, [rows[0].shape[0], 4])
+
+
+@triton.jit
+def groups_in_turn(values, C: tl.constexpr):
+    """The values of a tile [N, 4] by the groups of a run, each a tuple of four tensors [N // run]."""
+    N: tl.constexpr = values.shape[0]
+    RUN: tl.constexpr = run(N, C)
+    parts = one_by_one(tl.reshape(values, [RUN, N // RUN * 4]))
+    groups = ()
+    for i in tl.static_range(RUN):
+        groups = groups + (one_by_one(tl.trans(tl.reshape(parts[i], [N // RUN, 4]))),)
+    return groups
+
+
+@triton.jit
+def for_runs(values, N: tl.constexpr, C: tl.constexpr):
+    """What ``values`` [BLOCKS] have for each value of a run, in the order of ``groups_in_turn``."""
+    return groups_in_turn(tl.broadcast_to(for_groups(values, N, C).expand_dims(1), [N, 4]), C)
+
+
+@triton.jit
+def sums_of_runs(totals, N: tl.constexpr, C: tl.constexpr):
+    """The sum [BLOCKS] (int32) of what each block's threads have, a tuple as above, of whole numbers."""
+    SHAPE: tl.constexpr = _shape(N, C)
+    each = tl.trans(together(totals)).to(tl.int32)
+    return tl.reshape(tl.sum(tl.reshape(each, [SHAPE[0], SHAPE[2], SHAPE[3]]), axis=2), [SHAPE[0] * SHAPE[2]])
 
 
 @triton.jit

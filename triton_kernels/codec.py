@@ -1,7 +1,8 @@
 """What a kernel has to know of a format, as numbers; and which formats have kernels. Imports no torch, no triton."""
 
 import itertools
-from typing import Literal, NamedTuple
+import math
+from typing import Literal, NamedTuple, TypedDict
 
 from . import codebooks
 from .codebook_polynomials import Thresholds, polynomial
@@ -50,6 +51,10 @@ class Codec(NamedTuple):
     clip: bool  # decoded values may lie beyond float16's range, and are clipped to it
     run: int  # groups in a row that a thread compresses: 64 bytes of values
     packs: bool  # two floats are rounded to a pair of 16-bit ones by one instruction, NVIDIA's
+    search: tuple[int, ...]  # the scale codes that are tried, relative to the first one's; empty without ``+search``
+    search_limit: int  # n on the grid of codebooks is at most so much, where it may be more; else 0
+    search_pairs: tuple[tuple[float, float], ...]  # levels two by two: the middle between them, and half their distance
+    search_bytes: bool  # an error on the grid is at most 255
 
     def __repr__(self) -> str:
         """An expression that needs no import before it: Inductor writes it into the code that it generates."""
@@ -97,16 +102,53 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         clip=dtype == "float16" and not fmt.is_basic and _greatest(fmt) > _LARGEST_HALF,
         run=4 if packs and dtype != "float32" else 2,
         packs=packs,
+        **_search(fmt),
     )
+
+
+class _Search(TypedDict):
+    search: tuple[int, ...]
+    search_limit: int
+    search_pairs: tuple[tuple[float, float], ...]
+    search_bytes: bool
+
+
+def _search(fmt: BFPFormat) -> _Search:
+    levels, far = fmt.levels[fmt.unsigned :], _farthest(fmt)
+    if not fmt.search or not levels:
+        return {
+            "search": fmt.search_offsets if fmt.search else (),
+            "search_limit": 0,
+            "search_pairs": (),
+            "search_bytes": False,
+        }
+    limit = 2 * fmt.level_grid[-1] + 1
+    least = -min(far, limit) if fmt.signed_levels else 0
+    errors = [min(far, limit) - levels[-1], levels[0] - least, *(b - a for a, b in itertools.pairwise(levels))]
+    pairs = itertools.zip_longest(levels[::2], levels[1::2])
+    return {
+        "search": fmt.search_offsets,
+        "search_limit": limit if far > limit else 0,
+        "search_pairs": tuple((float(a), 0.0) if b is None else ((a + b) / 2, (b - a) / 2) for a, b in pairs),
+        "search_bytes": max(errors) <= 255,
+    }
+
+
+def _farthest(fmt: BFPFormat) -> int:
+    """No value is more steps than so many from zero, whichever scale is tried."""
+    scale, least = fmt.scale_kind, min(fmt.search_offsets)
+    codes = range(scale.least - least, scale.least - least + (1 << scale.mantissa_bits))
+    ratio = max(scale.value(code) / scale.value(code + least) for code in codes)
+    first = fmt.peak_steps if fmt.rounds_scale_up else 2.0**fmt.grid_bits
+    return math.ceil(first * ratio)
 
 
 def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> str:
     """Which part of ``fmt`` the kernel of that kind does not know: that goes by the definition, in eager operators."""
     parts = {
-        "+search": kind == "compress" and fmt.search,
+        "+search with outliers": kind == "compress" and fmt.search and fmt.outliers > 0,
         "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": kind == "compress"
         and (fmt.outliers > 1 or (fmt.outliers == 1 and fmt.signed_levels) or _threshold_of_unsigned(fmt)),
-        "+dither of ':learned'": kind == "decompress" and bool(fmt.dither) and fmt.codebook == "learned",
     }
     return ", ".join(name for name, there in parts.items() if there)
 

@@ -17,6 +17,7 @@ from .memory_tiles import load, load_codes, load_values, pairs, store_code_rows,
 from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_out
 from .pair_tiles import float_bits
 from .scale_tiles import scales_of
+from .search_tiles import searched
 from .tiles import decode, encode
 
 
@@ -164,6 +165,9 @@ def compress_tile(
         stored, code, entry, place, own, a, b = take_out(a, b, C)
     else:
         stored, code = scales_of(a, b, C)
+        if len(C.search) > 0:
+            code, a, b = searched(a, b, stored, level_ptr, C)
+            stored = code
         if C.dtype != 0:
             a, b = float_bits(a, C)
     store_for_blocks(scale_ptr, stored.to(tl.uint8), rest, N, C, FULL)

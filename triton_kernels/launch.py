@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 
 from . import learned, packing
 from .codec import codec
-from .format import GROUP, BFPFormat, Plane
+from .format import DTYPES, GROUP, BFPFormat, Plane
 from .fused_kernels import fused_kernel
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
@@ -31,6 +31,9 @@ _REGISTERS = 40
 
 _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
 """There they would spill with 40."""
+
+_REGISTERS_FOR_MANY_SCALES = 128
+"""With ``+search``: for more than five scales, blocks of 8 and 16, errors of more bits, float32, or codebooks on sm_100."""
 
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
@@ -137,7 +140,7 @@ def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BF
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     architecture = int(target.arch) if target.backend == "cuda" else 0
-    return triton.compile(source, target=target, options=_options(fmt, architecture, "ACTIVATION" in constants))
+    return triton.compile(source, target=target, options=_options(kernel, fmt, architecture, dtype))
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -155,16 +158,30 @@ def _launch(
         torch.library.wrap_triton(kernel)[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
         return
     with on_device(first):
-        kernel[(n_programs,)](*arguments, **constants, **_options(fmt, _architecture(first), "ACTIVATION" in constants))
+        options = _options(kernel, fmt, _architecture(first), DTYPES[constants["C"].dtype])
+        kernel[(n_programs,)](*arguments, **constants, **options)
 
 
-def _options(fmt: BFPFormat, architecture: int, fused: bool) -> dict[str, int]:
+def _options(kernel: Any, fmt: BFPFormat, architecture: int, dtype: str) -> dict[str, int]:
     """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
     slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
-    if not architecture or slow or fused:  # these take the registers that they want
+    if not architecture or slow or kernel is fused_kernel:  # these take the registers that they want
         return {"num_warps": N_WARPS}
+    if fmt.search and kernel is compress_kernel:
+        return {"num_warps": N_WARPS, "maxnreg": _registers_of_search(fmt, architecture, dtype)}
     more = fmt.codebook and architecture >= 100
     return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
+
+
+def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
+    """As few as spill none, as compiled for blocks of every size."""
+    n_scales = len(fmt.search_offsets)
+    wide = fmt.magnitude_bits > 5 if not fmt.codebook else architecture >= 100
+    if dtype == "float32" or n_scales > 5 or wide or fmt.block < 32:
+        return _REGISTERS_FOR_MANY_SCALES
+    few = n_scales <= 3 and fmt.magnitude_bits <= 3 and fmt.block <= 32 if fmt.codebook else True
+    more = not few or fmt.unsigned or architecture >= 100
+    return _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS
 
 
 def _architecture(x: Tensor) -> int:

@@ -87,7 +87,7 @@ def _nearest(bits, inverse, C: tl.constexpr):
         OFFSET: tl.constexpr = (_ROUND + (1 << C.magnitude_bits)) * (1 + DOUBLE)
         code = tl.fma(x, inverse, OFFSET).to(tl.uint32, bitcast=True)
         code = tl.minimum(code - (DOUBLE << 23), _ROUND_BITS + (1 << C.width) - 1)
-        return tl.maximum(code, _ROUND_BITS + 1) if in_place(C) else code
+        return tl.maximum(code, _ROUND_BITS + 1) if _clips_below(C) else code
 
 
 @triton.jit
@@ -189,7 +189,13 @@ def _excess(C) -> int:
 @triton.constexpr_function
 def _may_clip(C) -> bool:
     """Whether a value may come to -2^M steps."""
-    return C.rounding in ("nearest", "trunc") and not in_place(C)
+    return C.rounding in ("nearest", "trunc") and not _clips_below(C)
+
+
+@triton.constexpr_function
+def _clips_below(C) -> bool:
+    """Whether a value may come to less than that, and is clipped one by one."""
+    return in_place(C) or len(C.search) > 0
 
 
 @triton.jit
@@ -278,7 +284,7 @@ def decode(low, high, code, place_bits, seed, group, level_ptr, C: tl.constexpr)
     one instruction. ``seed``, ``group`` and ``level_ptr`` are those of ``field_tiles``.
     """
     if C.dither != "":
-        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, C)
+        return values_by_field(low, high, step(code, C).expand_dims(1), seed, group, level_ptr, C)
     elif C.codebook and C.packs:
         return values_by_table(low, high, step(code, C).expand_dims(1), level_ptr, C)
     else:

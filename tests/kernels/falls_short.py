@@ -2,6 +2,11 @@
 
 FALLS_SHORT = [
     ("compress", "bfp5b32:gauss", "bfloat16", "17.66 instructions, budget 16"),
+    ("compress", "bfp4b32+unsigned+e5m3+search", "bfloat16", "47 registers, budget 40"),
+    ("compress", "bfp2b32:gauss+se5m2+search", "bfloat16", "48 registers, budget 40"),
+    ("compress", "bfp3b32:gauss+e5m3+search", "bfloat16", "48 registers, budget 40"),
+    ("compress", "bfp4b32:gauss+e5m3+search", "bfloat16", "48 registers, budget 40"),
+    ("compress", "bfp4b32:gauss+unsigned+e5m3+search", "bfloat16", "48 registers, budget 40"),
 ]
 
 ON_SM_100 = [

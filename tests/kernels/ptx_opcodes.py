@@ -248,3 +248,42 @@ def _bfloat_pairs(a: Array, b: Array, c: Array) -> Array:
 _define("fma.rn.bf16x2", "b32", ["b32", "b32", "b32"], _bfloat_pairs)
 _define("popc.b32", "u32", ["b32"], lambda a: np.unpackbits(a[..., None].view(np.uint8), axis=-1).sum(-1, np.uint32))
 _define("add.s16x2", "b32", ["b32", "b32"], lambda a, b: ((a & 0xFFFF) + b & 0xFFFF) | ((a >> 16) + (b >> 16) << 16))
+
+
+def _halves_less(a: Array, b: Array) -> Array:
+    """a - b in each half of a word, rounded once."""
+    result = np.zeros(np.broadcast(a, b).shape, np.uint32)
+    for shift in (0, 16):
+        x, y = ((value >> shift).astype(np.uint16).view(np.float16) for value in (a, b))
+        result |= _half(x.astype(np.float32) - y).astype(np.uint32) << shift
+    return result
+
+
+def _squares_of_bytes(a: Array, b: Array, c: Array) -> Array:
+    products = [(a >> shift & 255) * (b >> shift & 255) for shift in (0, 8, 16, 24)]
+    return np.add.reduce(products) + c
+
+
+_define("sub.rn.f16x2", "b32", ["b32", "b32"], _halves_less)
+_define("dp4a.u32.u32", "u32", ["u32", "u32", "u32"], _squares_of_bytes)
+_define(
+    "cvt.rzi.s32.f32",
+    "s32",
+    ["f32"],
+    lambda a: np.nan_to_num(a.astype(np.float64)).clip(-(2**31), 2**31 - 1).astype(np.int32),
+)
+for _name, _function in (("min", np.minimum), ("max", np.maximum)):
+    _define(
+        f"{_name}.u16x2",
+        "b32",
+        ["b32", "b32"],
+        lambda a, b, f=_function: f(a & 0xFFFF, b & 0xFFFF) | f(a >> 16, b >> 16) << 16,
+    )
+_define(
+    "bfe.u64",
+    "u64",
+    ["u64", "u32", "u32"],
+    lambda a, start, length: a >> start.astype(np.uint64) & (np.uint64(1) << length.astype(np.uint64)) - np.uint64(1),
+)
+for _from in ("u16", "s16"):  # exact
+    _define(f"cvt.rn.f32.{_from}", "f32", [_from], lambda a: a.astype(np.float32))

@@ -40,7 +40,7 @@ def formats(names: list[str]) -> list[str]:
 
 def test_sm_90_every_width_block_dtype_and_option():
     reports = report("--target", "sm_90")
-    assert len(reports) == 96 + N_FUSED
+    assert len(reports) == 110 + N_FUSED
     assert shortfalls(reports) == [("sm_90", *known) for known in FALLS_SHORT]
     assert all(made["barriers"] == 0 and made["bytes_accessed"] >= made["bytes_per_value"] for made in reports)
     assert all(made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)

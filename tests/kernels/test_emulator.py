@@ -200,3 +200,19 @@ def test_what_it_refuses(body, why):
 def test_bytes_that_nothing_writes():
     with pytest.raises(PtxError, match="or not at all"):
         ran("setp.lt.s32 %p1, %r1, 9;", store="@%p1 st.global.b32 [ %rd4 + 0 ], { %r2 };")
+
+
+def test_what_the_search_for_scales_takes():
+    a, b = bits(32, 41), bits(32, 42)
+    bytes_of = [word.view(np.uint8).reshape(-1, 4).astype(np.int64) for word in (a, b)]
+    dots = (bytes_of[0] * bytes_of[1]).sum(axis=1) + 7
+    assert np.array_equal(run("dp4a.u32.u32", a, b, np.full(N, 7, np.uint32)), dots)
+    x, y = (np.random.default_rng(seed).integers(-2047, 2048, 2 * N).astype(np.float16) for seed in (43, 44))
+    less = run("sub.rn.f16x2", x.view(np.uint32), y.view(np.uint32)).view(np.float16)
+    assert np.array_equal(less, torch.sub(torch.from_numpy(x), torch.from_numpy(y)).numpy())
+    assert list(run("cvt.rzi.s32.f32", np.array([2.9, -2.9, np.nan, 3e9], np.float32))) == [2, -2, 0, 2**31 - 1]
+    assert [hex(v) for v in run("max.u16x2", np.array([0x0001FFFF], np.uint32), np.array([0x8000], np.uint32))] == [
+        "0x1ffff"
+    ]
+    assert list(run("cvt.rn.f32.u16", np.array([65535], np.uint16))) == [65535.0]
+    assert list(run("bfe.u64", np.array([0xABCD << 20], np.uint64), np.array([20]), np.array([8]))) == [0xCD]
