@@ -90,11 +90,11 @@ def test_the_tests_run_as_pytest():
 def test_the_type_check_sees_every_file(copy):
     for source in SOURCES:
         text = (copy / source).read_text()
-        (copy / source).write_text(f'planted: int = "an error"\n{text}')
+        (copy / source).write_text(f"planted = len(0)\n{text}")
     cache = str(ROOT / ".mypy_cache")
     check = run("bash", "tools/check.sh", BIN=BIN, SOURCE=str(copy), ONLY_TYPES="1", MYPY_CACHE_DIR=cache)
     assert check.returncode != 0
-    assert sorted(set(re.findall(r"^(\S+\.py):\d+: error: Incompatible types\b", check.stdout, re.M))) == SOURCES
+    assert sorted(set(re.findall(r"^(\S+\.py):\d+: error: Argument 1\b", check.stdout, re.M))) == SOURCES
 
 
 def test_style_format_and_types():
