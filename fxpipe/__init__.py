@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from fxpipe.pass_base import Pass as Pass
     from fxpipe.pass_manager import Pipeline as Pipeline
     from fxpipe.pipeline import Options as Options
-    from fxpipe.plan import Plan as Plan
     from fxpipe.planner.partition import partition as partition
+    from fxpipe.plans.plan import Plan as Plan
     from fxpipe.triton_kernels.format import BFPFormat as BFPFormat
     from fxpipe.triton_kernels.ops import compress as compress, decompress as decompress
 
@@ -25,7 +25,7 @@ _NAMES_OF_MODULE = {
     "fxpipe.pass_base": ("Pass",),
     "fxpipe.pass_manager": ("Pipeline",),
     "fxpipe.pipeline": ("Options",),
-    "fxpipe.plan": ("Plan",),
+    "fxpipe.plans.plan": ("Plan",),
     "fxpipe.planner.partition": ("partition",),
     "fxpipe.triton_kernels.format": ("BFPFormat",),
     "fxpipe.triton_kernels.ops": ("compress", "decompress"),

@@ -9,15 +9,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fxpipe.cuts.stage_hints import hints_text, marked, parse_hints, stage_hint
 from fxpipe.errors import OptionError
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.program import Program
 from fxpipe.microbatch import Microbatches
-from fxpipe.model_digest import model_digest
 from fxpipe.pass_manager import Observer
 from fxpipe.pipeline import Options, default_pipeline
-from fxpipe.plan import Plan
-from fxpipe.stage_hints import hints_text, marked, parse_hints, stage_hint
+from fxpipe.plans.model_digest import model_digest
+from fxpipe.plans.plan import Plan
 from fxpipe.trace import LossFn, trace
 
 __all__ = ["compile", "load", "stage_hint"]
@@ -102,7 +102,7 @@ def load(path: str | Path, model: nn.Module) -> Plan:
     Raises:
         PlanError: the file is cut short, altered or of another version, or the model has changed since; says which.
     """
-    from fxpipe.plan_file import load_plan
+    from fxpipe.plans.plan_file import load_plan
 
     return Plan(**load_plan(Path(path), model))
 

@@ -16,26 +16,26 @@ import torch.fx as fx
 from torch._inductor import list_mode_options
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 
-from fxpipe import (
+from fxpipe import inductor
+from fxpipe.errors import OptionError, unknown
+from fxpipe.graph_module import returned, set_own_values
+from fxpipe.inline_kernels import with_inlined_kernels
+from fxpipe.ir.compression import CompressionPlan
+from fxpipe.lowering import joint
+from fxpipe.lowering.joint import AUTO, PARTITIONERS, partitioner_for
+from fxpipe.passes import compress
+from fxpipe.passes.compress import compress_halves
+from fxpipe.saves import (
     backward_facts,
     exact_forms,
     format_rules,
     fused_producers,
-    inductor,
-    joint,
     save_points,
     value_facts,
     value_ranges,
 )
-from fxpipe.errors import OptionError, unknown
-from fxpipe.format_rules import FormatRules
-from fxpipe.graph_module import returned, set_own_values
-from fxpipe.inline_kernels import with_inlined_kernels
-from fxpipe.ir.compression import CompressionPlan
-from fxpipe.joint import AUTO, PARTITIONERS, partitioner_for
-from fxpipe.passes import compress
-from fxpipe.passes.compress import compress_halves
-from fxpipe.save_points import (
+from fxpipe.saves.format_rules import FormatRules
+from fxpipe.saves.save_points import (
     MIN_BYTES,
     choose_save_points,
     names_of_saved,

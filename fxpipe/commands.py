@@ -13,22 +13,22 @@ from torch.utils._pytree import tree_leaves
 
 from fxpipe import format_page, printing, units
 from fxpipe.api import compile, trace_microbatch
-from fxpipe.cut_rules import cut_rules
+from fxpipe.costs.layer_profile import layer_hints, layer_profile
+from fxpipe.costs.profile import load_profile, measured_costs, save_profile
+from fxpipe.costs.stage_costs import costs_as_trained
+from fxpipe.cuts.cut_rules import cut_rules
+from fxpipe.cuts.stage_hints import hints_text, marked, parse_hints
 from fxpipe.demo import run_demo
 from fxpipe.errors import FormatError, OptionError, unknown
 from fxpipe.ir.cost import COST_FIELDS, CostTable, NodeCost
 from fxpipe.ir.program import Program
 from fxpipe.launch import Job, Result, run as launch
-from fxpipe.layer_profile import layer_hints, layer_profile
 from fxpipe.model_source import Source, load_model
 from fxpipe.other_sizes import AskedSize, trace_at
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Dump, Observer, Pipeline
 from fxpipe.pipeline import PASSES, Options, default_pipeline
-from fxpipe.plan import Plan
-from fxpipe.profile import load_profile, measured_costs, save_profile
-from fxpipe.stage_costs import costs_as_trained
-from fxpipe.stage_hints import hints_text, marked, parse_hints
+from fxpipe.plans.plan import Plan
 from fxpipe.trace import trace
 from fxpipe.triton_kernels.format import BFPFormat
 

@@ -11,10 +11,10 @@ import torch
 
 from fxpipe import printing, units
 from fxpipe.api import compile
+from fxpipe.costs.rehearse import Prediction, rehearse
 from fxpipe.launch import Job, Result, run
 from fxpipe.model_source import load_model
-from fxpipe.plan import Plan
-from fxpipe.rehearse import Prediction, rehearse
+from fxpipe.plans.plan import Plan
 
 MODEL = "demo:gpt"
 MODEL_ARGUMENTS = {"batch": 16, "length": 64, "width": 128, "n_layers": 4, "n_heads": 4}

@@ -23,8 +23,8 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxpipe import fused_consumers, value_facts
 from fxpipe.graph_module import describe, returned
+from fxpipe.saves import fused_consumers, value_facts
 from fxpipe.triton_kernels import fused, ops
 from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
 from fxpipe.triton_kernels.format import BFPFormat

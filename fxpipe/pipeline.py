@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fxpipe.cuts.stage_hints import hints_text
 from fxpipe.errors import OptionError, unknown
-from fxpipe.format_rules import FormatRules
 from fxpipe.ir.cost import CostTable
-from fxpipe.joint import AUTO, PARTITIONERS, partitioner_for
+from fxpipe.lowering.joint import AUTO, PARTITIONERS, partitioner_for
 from fxpipe.pass_base import Pass
 from fxpipe.pass_manager import Observer, Pipeline
 from fxpipe.passes.annotate import AnnotateCosts
@@ -19,8 +19,8 @@ from fxpipe.passes.partition import PartitionStages
 from fxpipe.passes.schedule import ScheduleStages
 from fxpipe.passes.split import SplitStages
 from fxpipe.passes.use_costs import UseCosts
-from fxpipe.save_points import MIN_BYTES
-from fxpipe.stage_hints import hints_text
+from fxpipe.saves.format_rules import FormatRules
+from fxpipe.saves.save_points import MIN_BYTES
 from fxpipe.units import parse_bytes, parse_bytes_per_second
 
 PASSES: dict[str, type[Pass]] = {
@@ -56,7 +56,7 @@ class Options:
     min_bytes: smaller values are kept. exact_forms: with a format, also pack bools, integers of a known range and masks without
     loss, and compute copies of parameters again. partitioner: what forward saves (``lower-stages``); ``auto`` is ``min-bytes``
     with a format, else ``min-cut``; ``recompute-attention`` saves less still, for time.
-    objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.devices``).
+    objective: of the cut, ``time``. device: whose costs are modelled (``fxpipe.costs.devices``).
     bandwidth: of the link between ranks (``"12GB/s"``); memory: of each rank (``"16GiB"``), ``None`` for no limit.
     stage_hints: modules (or nodes) by name, each with a hint: those of one hint share a stage, those of two do not; the marks
     of ``fxpipe.stage_hint`` in the model are added.

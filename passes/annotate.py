@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fxpipe.cost_model import modelled_costs
-from fxpipe.devices import device
+from fxpipe.costs.cost_model import modelled_costs
+from fxpipe.costs.devices import device
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
@@ -12,7 +12,7 @@ from fxpipe.pass_base import Pass
 
 @dataclass(frozen=True)
 class AnnotateCosts(Pass):
-    """Adds the CostTable of the graph, its seconds a roofline of ``device`` (a name of ``fxpipe.devices``).
+    """Adds the CostTable of the graph, its seconds a roofline of ``device`` (a name of ``fxpipe.costs.devices``).
 
     Changes no node. Raises OptionError for a device that is not known, VerifyError for a graph that cannot be walked.
     """

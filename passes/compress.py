@@ -9,15 +9,15 @@ import torch
 import torch.fx as fx
 
 from fxpipe.errors import OptionError, VerifyError
-from fxpipe.exact_forms import ExactForm, Fakes, insert_restore, insert_store
-from fxpipe.format_rules import FormatRules, Names
-from fxpipe.fused_producers import fuse_producers
 from fxpipe.graph_module import copy_graph_module, describe, returned, set_returned
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.pass_base import Pass
-from fxpipe.save_points import (
+from fxpipe.saves.exact_forms import ExactForm, Fakes, insert_restore, insert_store
+from fxpipe.saves.format_rules import FormatRules, Names
+from fxpipe.saves.fused_producers import fuse_producers
+from fxpipe.saves.save_points import (
     MIN_BYTES,
     choose_save_points,
     first_user,
@@ -27,8 +27,8 @@ from fxpipe.save_points import (
     replay,
     saved_pairs,
 )
+from fxpipe.saves.value_facts import memory_order, original_of, view_source
 from fxpipe.triton_kernels import format as formats
-from fxpipe.value_facts import memory_order, original_of, view_source
 
 
 @dataclass(frozen=True)

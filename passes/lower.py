@@ -11,10 +11,10 @@ from fxpipe.graph_module import copy_graph_module, returned, set_returned
 from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
-from fxpipe.joint import PARTITIONERS, Halves, mark_calls, trace_halves
+from fxpipe.lowering.joint import PARTITIONERS, Halves, mark_calls, trace_halves
+from fxpipe.lowering.splice import Templates, spliced_halves
 from fxpipe.pass_base import Pass
-from fxpipe.save_points import share_storages
-from fxpipe.splice import Templates, spliced_halves
+from fxpipe.saves.save_points import share_storages
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class LowerStages(Pass):
     """Traces each stage's forward and backward into one joint graph and cuts it in two.
 
     ``partitioner`` decides what crosses from forward to backward: ``min-cut`` recomputes what is cheap, ``min-bytes`` also
-    where that takes another pass over memory, ``recompute-attention`` fused attention too (``fxpipe.attention``), ``default``
-    saves what eager autograd would. None changes a number.
+    where that takes another pass over memory, ``recompute-attention`` fused attention too (``fxpipe.lowering.attention``),
+    ``default`` saves what eager autograd would. None changes a number.
 
     Before::
 

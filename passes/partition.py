@@ -9,16 +9,16 @@ import torch
 import torch.fx as fx
 import torch.nn as nn
 
-from fxpipe.chain import TICKS_PER_SECOND, Chain, Cut, Limits
-from fxpipe.cut_rules import CutRules, cut_rules
-from fxpipe.cut_search import CutSearch
+from fxpipe.costs.storages import attribute_of
+from fxpipe.cuts.chain import TICKS_PER_SECOND, Chain, Cut, Limits
+from fxpipe.cuts.cut_rules import CutRules, cut_rules
+from fxpipe.cuts.cut_search import CutSearch
+from fxpipe.cuts.stage_hints import parse_hints
 from fxpipe.errors import OptionError, PartitionError, unknown
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan, TiedParameter
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
-from fxpipe.stage_hints import parse_hints
-from fxpipe.storages import attribute_of
 from fxpipe.units import format_bytes
 
 OBJECTIVES = ("time",)
@@ -33,7 +33,8 @@ class PartitionStages(Pass):
     The problem of US12056604B2 and PipeDream (SOSP 2019) with one worker for each stage: a stage takes the longest of its
     forward and backward seconds and its two links; a link carries, each once, the values made before the cut and read after
     it, and the gradients of the differentiable ones back, at ``bandwidth_bytes_per_second``. Values that skip stages are
-    relayed. Cheap values that depend only on inputs are computed again in the stage that reads them (``fxpipe.recompute``).
+    relayed. Cheap values that depend only on inputs are computed again in the stage that reads them
+    (``fxpipe.cuts.recompute``).
 
     ``memory_bytes`` limits every stage, ``None`` none: parameters and their gradients, buffers, what the stage sends, the
     gradients that it receives and sends; and for each microbatch in flight, of which stage s holds

@@ -9,14 +9,14 @@ import torch
 import torch.fx as fx
 from torch._prims_common import is_contiguous_or_false
 
-from fxpipe.cut_rules import flat_outputs
+from fxpipe.costs.storages import Storage, Walk, attribute_of, walk
+from fxpipe.cuts.cut_rules import flat_outputs
 from fxpipe.errors import VerifyError
 from fxpipe.graph_module import new_graph_module
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan
 from fxpipe.ir.program import Program
 from fxpipe.pass_base import Pass
-from fxpipe.storages import Storage, Walk, attribute_of, walk
 
 aten = torch.ops.aten
 _MAY_RETURN_ITS_INPUT = {

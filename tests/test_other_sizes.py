@@ -5,8 +5,8 @@ import torch
 from models import build
 from torch import nn
 
-from fxpipe.cost_model import modelled_costs
-from fxpipe.devices import device
+from fxpipe.costs.cost_model import modelled_costs
+from fxpipe.costs.devices import device
 from fxpipe.errors import OptionError, TraceError
 from fxpipe.other_sizes import AskedSize, trace_at
 from fxpipe.trace import trace

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from graphs import X, graph_of, result
 
-from fxpipe.value_facts import holds_infinities, is_log_softmax, is_statistic
+from fxpipe.saves.value_facts import holds_infinities, is_log_softmax, is_statistic
 
 aten = torch.ops.aten
 INF = float("inf")

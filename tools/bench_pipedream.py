@@ -171,7 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), help="by default all")
     parser.add_argument("--quick", action="store_true", help="few models and topologies, under a minute")
-    parser.add_argument("--device", default="A100", help="whose costs are modelled (fxpipe.devices)")
+    parser.add_argument("--device", default="A100", help="whose costs are modelled (fxpipe.costs.devices)")
     parser.add_argument("--loop-seconds", type=float, default=45, help="after which the plain loops are stopped")
     parser.add_argument("--rounds", type=int, default=3, help="runs of ours, of which the median counts")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")

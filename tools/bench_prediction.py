@@ -27,11 +27,11 @@ from tabulate import tabulate
 
 import fxpipe
 from fxpipe.api import call_arguments
+from fxpipe.costs.stage_costs import costs_as_trained
 from fxpipe.demos import demo
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import StagePlan
 from fxpipe.runtime.local import LocalPipe
-from fxpipe.stage_costs import costs_as_trained
 
 SIZES: dict[str, dict[str, Any]] = {
     "gpt": {"batch": 16, "length": 64, "width": 128, "n_layers": 4, "n_heads": 4},

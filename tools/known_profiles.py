@@ -14,9 +14,9 @@ from known_models import Cells, Conv, Gnmt, Lstm, bert, densenet, gpt2, inceptio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxpipe.cut_rules import cut_rules
+from fxpipe.costs.layer_profile import layer_profile
+from fxpipe.cuts.cut_rules import cut_rules
 from fxpipe.ir.cost import CostTable
-from fxpipe.layer_profile import layer_profile
 from fxpipe.passes.annotate import AnnotateCosts
 from fxpipe.passes.canonicalize import Canonicalize
 from fxpipe.passes.keep_loss import KeepLoss

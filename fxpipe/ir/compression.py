@@ -12,7 +12,7 @@ class SavePoint:
     """A value that forward keeps for backward in one stage.
 
     ``decision`` is ``keep``, ``compress``, where ``format`` is the text of the BFP format, ``pack``, where it is that of an
-    exact form (``fxpipe.exact_forms``), or ``recompute``, from a parameter; ``reason`` says why in words.
+    exact form (``fxpipe.saves.exact_forms``), or ``recompute``, from a parameter; ``reason`` says why in words.
     ``stored_bytes`` is what stays in memory between forward and backward. Bytes are for one microbatch.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxpipe.costs.simulate import Event
 from fxpipe.errors import InputError
 from fxpipe.ir.partition import TiedParameter
 from fxpipe.ir.program import Signature
@@ -14,7 +15,6 @@ from fxpipe.ir.schedule import Schedule
 from fxpipe.ir.stage_graphs import LoweredStages
 from fxpipe.microbatch import Microbatches, check_shapes, tensor_leaves
 from fxpipe.runtime.stage_runner import StageRunner
-from fxpipe.simulate import Event
 
 
 @dataclass(frozen=True)

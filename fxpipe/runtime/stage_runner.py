@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxpipe.costs.simulate import Event
 from fxpipe.errors import RuntimeFailure
 from fxpipe.graph_module import set_own_values
 from fxpipe.ir.action import Action, ComputationType as Type
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, StageGraphs
-from fxpipe.simulate import Event
 
 BoxedCall = Callable[[list[Tensor | None]], Sequence[Tensor | None]]
 Compiler = Callable[[HalfGraph], BoxedCall]

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from models import build
 from torch import nn
 
-from fxpipe.cost_model import modelled_costs
-from fxpipe.devices import device
+from fxpipe.costs.cost_model import modelled_costs
+from fxpipe.costs.devices import device
+from fxpipe.costs.probe import probe
 from fxpipe.errors import OptionError, VerifyError
 from fxpipe.ir.cost import CostTable
 from fxpipe.passes.annotate import AnnotateCosts
-from fxpipe.probe import probe
 from fxpipe.trace import trace
 
 H100 = device("H100")
@@ -369,7 +369,7 @@ def test_equal_layers_are_probed_once(monkeypatch):
         model, args, kwargs = build("gpt", n_layers=n_layers)
         graph_module = trace(model, args, kwargs).graph_module
         count = Mock(wraps=probe)
-        monkeypatch.setattr("fxpipe.storages.probe", count)
+        monkeypatch.setattr("fxpipe.costs.storages.probe", count)
         modelled_costs(graph_module, H100)
         return count.call_count
 

@@ -11,9 +11,9 @@ from fxpipe.errors import VerifyError
 from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.stage_graphs import LoweredStages
 from fxpipe.passes.compress import CompressSavePoints, compress_halves
+from fxpipe.saves.value_facts import view_source
 from fxpipe.triton_kernels import ops  # noqa: F401  (registers the operators)
 from fxpipe.triton_kernels.format import WIDTHS
-from fxpipe.value_facts import view_source
 
 COMPRESS = torch.ops.fxpipe.bfp_compress.default
 DECOMPRESS = torch.ops.fxpipe.bfp_decompress.default

@@ -10,9 +10,9 @@ from fxpipe.ir.compression import CompressionPlan, SavePoint
 from fxpipe.ir.stage_graphs import LoweredStages
 from fxpipe.passes.compress import compress_halves
 from fxpipe.pipeline import Options, default_pipeline
+from fxpipe.saves.value_facts import memory_order
 from fxpipe.trace import trace
 from fxpipe.triton_kernels import ops  # noqa: F401  (registers the operators)
-from fxpipe.value_facts import memory_order
 
 COMPRESS = torch.ops.fxpipe.bfp_compress.default
 INF = float("inf")

@@ -11,9 +11,9 @@ from torch import nn
 
 import fxpipe
 from fxpipe.errors import FormatError
-from fxpipe.exact_forms import ExactForm
 from fxpipe.ir.compression import CompressionPlan
 from fxpipe.pipeline import Options, default_pipeline
+from fxpipe.saves.exact_forms import ExactForm
 from fxpipe.trace import trace
 
 INF = float("inf")

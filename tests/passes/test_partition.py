@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_structure
 
-from fxpipe.cut_rules import cut_rules
+from fxpipe.cuts.cut_rules import cut_rules
 from fxpipe.errors import OptionError, PartitionError, VerifyError
 from fxpipe.ir.cost import CostTable, NodeCost
 from fxpipe.ir.partition import Partition, TiedParameter

@@ -8,7 +8,8 @@ from models import build
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from fxpipe.cut_rules import cut_rules
+from fxpipe.costs.storages import attribute_of
+from fxpipe.cuts.cut_rules import cut_rules
 from fxpipe.errors import VerifyError
 from fxpipe.ir.cost import CostTable
 from fxpipe.ir.partition import Partition, StagePlan
@@ -16,7 +17,6 @@ from fxpipe.passes.annotate import AnnotateCosts
 from fxpipe.passes.canonicalize import Canonicalize
 from fxpipe.passes.partition import PartitionStages
 from fxpipe.passes.split import SplitStages
-from fxpipe.storages import attribute_of
 from fxpipe.trace import trace
 from fxpipe.verify import verify_program
 

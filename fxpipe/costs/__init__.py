@@ -1,0 +1,1 @@
+"""What nodes, stages and steps take: modelled, measured, predicted."""

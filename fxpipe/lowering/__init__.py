@@ -1,0 +1,1 @@
+"""A stage's forward and backward graph."""

@@ -1,0 +1,1 @@
+"""A program after every pass: printed, saved, read."""

@@ -1,0 +1,1 @@
+"""What is done with each value that is kept for backward."""
