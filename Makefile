@@ -16,7 +16,7 @@ demo: $(READY)  ## train a small GPT on two ranks with compressed activations, a
 	$(BIN)/fxpipe demo
 
 test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: $(READY)  ## style, format and types
 	BIN=$(BIN) tools/check.sh
