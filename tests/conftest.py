@@ -31,3 +31,9 @@ def _seeded() -> None:
     """Every test starts from the same random state, so that one that fails fails again; none where torch is not loaded."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that loads a model from a file leaves no folder behind for the next to import from."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())

@@ -1,5 +1,4 @@
 import re
-import sys
 
 import pytest
 import torch
@@ -30,7 +29,6 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "random.py").write_text(MODEL_FILE)
     (tmp_path / "sibling.py").write_text("WIDTH = 3\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", sys.path.copy())
     return tmp_path
 
 
