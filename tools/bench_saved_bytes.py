@@ -16,6 +16,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch._functorch.partitioners import default_partition
 from torch._inductor.custom_graph_pass import CustomPartitionerFn
-from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from one_step import one_step
 
 from fxpipe import printing, units
 from fxpipe.demo import LEARNING_RATE, MODEL_ARGUMENTS, WARM_UP_STEPS
@@ -73,22 +77,7 @@ def measure_step(name: str, sizes: dict[str, Any], setting: dict[str, Any]) -> t
     torch._dynamo.reset()
     model, inputs = demo(name)(**sizes)
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    own = {t.untyped_storage().data_ptr() for t in tree_leaves((list(model.parameters()), args, kwargs))}
-    stored: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            stored[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    torch.manual_seed(0)
-    compiled = torch.compile(model, **setting)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss = next(t for t in tree_leaves(compiled(*args, **kwargs)) if t.ndim == 0)
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return loss.item(), sum(stored.values()), gradient
+    return one_step(model, torch.compile(model, **setting), args, kwargs)
 
 
 def measure_model(name: str, sizes: dict[str, Any]) -> list[dict[str, Any]]:

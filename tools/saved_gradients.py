@@ -13,10 +13,10 @@ import torch._inductor.config as inductor_config
 import torch._inductor.lowering
 import torch.fx as fx
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
-from torch import Tensor, nn
+from one_step import one_step
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
-from torch.utils._pytree import tree_leaves
 
 from fxpipe.backend import BackendOptions, CompressingPartitioner
 from fxpipe.demos import demo
@@ -97,29 +97,11 @@ def gradient(model_name: str, setting_name: str) -> dict[str, Any]:
     """Loss, bytes and bits of one step, and all gradients as one vector."""
     torch._dynamo.reset()
     model, args, kwargs = gradient_model(model_name)
-    own = {
-        t.untyped_storage().data_ptr()
-        for t in tree_leaves((list(model.parameters()), args, kwargs))
-        if isinstance(t, Tensor)
-    }
-    stored: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            stored[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     partitioner, patched, plans = setting(setting_name)
-    torch.manual_seed(0)
+    compiled = torch.compile(model, backend=by_eager_operators(partitioner))
     with patched:
-        compiled = torch.compile(model, backend=by_eager_operators(partitioner))
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            outputs = compiled(*args, **kwargs)
-        loss = next(t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.ndim == 0)
-        loss.backward()
-    vector = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return {"loss": loss.item(), "saved_bytes": sum(stored.values()), "bits": bits(plans), "gradient": vector}
+        loss, saved_bytes, vector = one_step(model, compiled, args, kwargs)
+    return {"loss": loss, "saved_bytes": saved_bytes, "bits": bits(plans), "gradient": vector}
 
 
 def gradient_rows(settings: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,9 @@ numba makes 64 bits of every sum of integers: where it is made 32 again at once,
 Compiled code is kept on disk where numba finds a place for it: by the date of this file, so that all loops are in this one.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (numba finds the types itself)
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,14 +42,16 @@ class Numbers(NamedTuple):
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """By numba, without the interpreter's lock while it runs."""
     settings = {"nogil": True, "error_model": "numpy"}
+    compiled: Callable[..., Any]
     try:
-        return njit(function, cache=True, **settings)  # type: ignore[no-any-return]
+        compiled = njit(function, cache=True, **settings)
     except RuntimeError:  # no place on disk
-        return njit(function, **settings)  # type: ignore[no-any-return]
+        compiled = njit(function, **settings)
+    return compiled
 
 
 @_compiled
-def _find_largest(bits, largest, scratch, n, block):  # type: ignore[no-untyped-def]
+def _find_largest(bits, largest, scratch, n, block):
     """Of each block, by halves: the larger of two neighbours, until one is left."""
     magnitude = np.int32(0x7FFFFFFF)
     for i in range(n // 2):
@@ -61,7 +66,7 @@ def _find_largest(bits, largest, scratch, n, block):  # type: ignore[no-untyped-
 
 
 @_compiled
-def _scales_of(largest, codes, n_blocks, f):  # type: ignore[no-untyped-def]
+def _scales_of(largest, codes, n_blocks, f):
     shift, base, nan, least = np.int32(f.scale_shift), np.int32(f.scale_base), np.int32(f.scale_nan), f.least_scale
     up = np.int32((1 << f.scale_shift) - 1 if f.rounds_scale_up else 0)
     peak = np.float32(f.peak_factor)
@@ -72,7 +77,7 @@ def _scales_of(largest, codes, n_blocks, f):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _floats_of(codes, scales, n_blocks, f):  # type: ignore[no-untyped-def]
+def _floats_of(codes, scales, n_blocks, f):
     """S of each block as a float32."""
     base, shift, nan = np.int32(f.scale_base), np.int32(f.scale_shift), np.int32(f.scale_nan)
     for b in range(n_blocks):
@@ -82,13 +87,13 @@ def _floats_of(codes, scales, n_blocks, f):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _spread(of_blocks, factors, n_blocks, block):  # type: ignore[no-untyped-def]
+def _spread(of_blocks, factors, n_blocks, block):
     for b in range(n_blocks):
         factors[b * block : (b + 1) * block] = of_blocks[b]
 
 
 @_compiled
-def _encode_signed32(values, factors, codes, n, magnitude_bits):  # type: ignore[no-untyped-def]
+def _encode_signed32(values, factors, codes, n, magnitude_bits):
     """Codes plus 2^M, for scales that are powers of two. One bit of magnitude doubles all: 1/step may be no normal float."""
     offset, double = 1 << magnitude_bits, 2 if magnitude_bits == 1 else 1
     added, zero = np.float32((ROUND32 + offset) * double), np.float32(ROUND32 * double).view(np.int32)
@@ -99,7 +104,7 @@ def _encode_signed32(values, factors, codes, n, magnitude_bits):  # type: ignore
 
 
 @_compiled
-def _encode_signed64(values, factors, codes, n, magnitude_bits):  # type: ignore[no-untyped-def]
+def _encode_signed64(values, factors, codes, n, magnitude_bits):
     """For other scales: in float64 the product is exact, and the sum is rounded once."""
     offset, double = 1 << magnitude_bits, 2 if magnitude_bits == 1 else 1
     added, zero = np.float64((ROUND64 + offset) * double), np.float64(ROUND64 * double).view(np.int64)
@@ -109,7 +114,7 @@ def _encode_signed64(values, factors, codes, n, magnitude_bits):  # type: ignore
 
 
 @_compiled
-def _encode_unsigned32(values, bits, factors, codes, n, magnitude_bits):  # type: ignore[no-untyped-def]
+def _encode_unsigned32(values, bits, factors, codes, n, magnitude_bits):
     top, one = np.int32((1 << magnitude_bits) - 1), np.int32(np.float32(ROUND32).view(np.int32) - np.int32(1))
     for i in range(n):
         cell = np.float32(values[i] * factors[i] - np.float32(0.5))
@@ -118,7 +123,7 @@ def _encode_unsigned32(values, bits, factors, codes, n, magnitude_bits):  # type
 
 
 @_compiled
-def _encode_unsigned64(values, bits, factors, codes, n, magnitude_bits):  # type: ignore[no-untyped-def]
+def _encode_unsigned64(values, bits, factors, codes, n, magnitude_bits):
     top, one = np.int32((1 << magnitude_bits) - 1), np.int32(np.float32(ROUND32).view(np.int32) - np.int32(1))
     for i in range(n):
         cell = np.float32(np.float64(values[i]) * np.float64(factors[i]) - 0.5)
@@ -127,7 +132,7 @@ def _encode_unsigned64(values, bits, factors, codes, n, magnitude_bits):  # type
 
 
 @_compiled
-def _to_stored(words, n, signs, below, mode):  # type: ignore[no-untyped-def]
+def _to_stored(words, n, signs, below, mode):
     """Of codes with a sign at each bit of ``signs``, ``below`` bits above their lowest."""
     if mode == COMPLEMENT:
         for g in range(n):
@@ -140,7 +145,7 @@ def _to_stored(words, n, signs, below, mode):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _from_stored(words, n, signs, below, mode):  # type: ignore[no-untyped-def]
+def _from_stored(words, n, signs, below, mode):
     if mode == COMPLEMENT:
         for g in range(n):
             words[g] ^= signs
@@ -152,7 +157,7 @@ def _from_stored(words, n, signs, below, mode):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _nibbles_to_stored(words, stored):  # type: ignore[no-untyped-def]
+def _nibbles_to_stored(words, stored):
     """The same of eight codes of 4 bits in each word."""
     for g in range(len(stored)):
         negative = np.uint32(np.uint32(words[g] & SIGNS) ^ SIGNS)
@@ -162,7 +167,7 @@ def _nibbles_to_stored(words, stored):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _nibbles_from_stored(stored, words):  # type: ignore[no-untyped-def]
+def _nibbles_from_stored(stored, words):
     for g in range(len(stored)):
         negative = np.uint32(stored[g] & SIGNS)
         ones = np.uint32(negative >> np.uint32(3))
@@ -171,7 +176,7 @@ def _nibbles_from_stored(stored, words):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _each(value, period):  # type: ignore[no-untyped-def]
+def _each(value, period):
     """The uint64 with ``value`` at each multiple of ``period`` bits."""
     word = np.uint64(0)
     for shift in range(0, 64, period):
@@ -180,7 +185,7 @@ def _each(value, period):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _narrow(words, n, width):  # type: ignore[no-untyped-def]
+def _narrow(words, n, width):
     """A code in each byte -> eight in the low bits."""
     for fields in (1, 2, 4):
         bits, gap = np.uint64(width * fields), np.uint64((8 - width) * fields)
@@ -191,7 +196,7 @@ def _narrow(words, n, width):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _widen(words, n, width):  # type: ignore[no-untyped-def]
+def _widen(words, n, width):
     for fields in (4, 2, 1):
         bits, gap = np.uint64(width * fields), np.uint64((8 - width) * fields)
         lower = _each((1 << (width * fields)) - 1, 16 * fields)
@@ -201,7 +206,7 @@ def _widen(words, n, width):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _pack(codes, halves, code32, code16, code8, first, n, f):  # type: ignore[no-untyped-def]
+def _pack(codes, halves, code32, code16, code8, first, n, f):
     """``n`` groups of codes to the planes, from group ``first`` on. ``halves``: uint8 [TILE / 2], for what is between."""
     width, below = f.width, np.uint64(f.width - 1)
     words = codes.view(np.uint64)
@@ -232,7 +237,7 @@ def _pack(codes, halves, code32, code16, code8, first, n, f):  # type: ignore[no
 
 
 @_compiled
-def _unpack(codes, halves, code32, code16, code8, first, n, f):  # type: ignore[no-untyped-def]
+def _unpack(codes, halves, code32, code16, code8, first, n, f):
     width, below = f.width, np.uint64(f.width - 1)
     words = codes.view(np.uint64)
     if width == 4:
@@ -264,7 +269,7 @@ def _unpack(codes, halves, code32, code16, code8, first, n, f):  # type: ignore[
 
 
 @_compiled
-def _encode(values, bits, factors, codes, n, f):  # type: ignore[no-untyped-def]
+def _encode(values, bits, factors, codes, n, f):
     if f.is_unsigned and f.scale_shift == 23:
         _encode_unsigned32(values, bits, factors, codes, n, f.magnitude_bits)
     elif f.is_unsigned:
@@ -276,7 +281,7 @@ def _encode(values, bits, factors, codes, n, f):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _clear_not_finite(scales, codes, n_blocks, f, zero):  # type: ignore[no-untyped-def]
+def _clear_not_finite(scales, codes, n_blocks, f, zero):
     greatest = np.int32(0)
     for b in range(n_blocks):
         greatest = max(greatest, scales[b])
@@ -286,7 +291,7 @@ def _clear_not_finite(scales, codes, n_blocks, f, zero):  # type: ignore[no-unty
 
 
 @_compiled
-def compress(values, bits, code32, code16, code8, scales, f):  # type: ignore[no-untyped-def]
+def compress(values, bits, code32, code16, code8, scales, f):
     """``values`` (float32, whole blocks) and the same as ``bits`` (int32) -> the planes (unsigned; empty if not used)."""
     largest, scratch = np.empty(TILE // 2, np.int32), np.empty(TILE // 2, np.int32)
     of_blocks, factors = np.empty(TILE // 8, np.float32), np.empty(TILE, np.float32)
@@ -312,19 +317,19 @@ def compress(values, bits, code32, code16, code8, scales, f):  # type: ignore[no
 
 
 @_compiled
-def _decode_signed(codes, factors, values, n, offset):  # type: ignore[no-untyped-def]
+def _decode_signed(codes, factors, values, n, offset):
     for i in range(n):
         values[i] = np.float32(np.int32(np.int32(codes[i]) - offset)) * factors[i]
 
 
 @_compiled
-def _decode_unsigned(codes, factors, values, n):  # type: ignore[no-untyped-def]
+def _decode_unsigned(codes, factors, values, n):
     for i in range(n):
         values[i] = max(np.float32(codes[i]) - np.float32(0.5), np.float32(0)) * factors[i]
 
 
 @_compiled
-def decompress(values, code32, code16, code8, scales, f):  # type: ignore[no-untyped-def]
+def decompress(values, code32, code16, code8, scales, f):
     """The inverse: writes ``values``."""
     of_blocks, factors = np.empty(TILE // 8, np.float32), np.empty(TILE, np.float32)
     codes, halves = np.empty(TILE, np.uint8), np.empty(TILE // 2, np.uint8)

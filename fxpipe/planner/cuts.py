@@ -41,7 +41,8 @@ class CutsOfOrder(Cuts):
 
     def atoms(self, before: int, after: int) -> list[int]:
         """The atoms between two cuts."""
-        return self.order[before:after].tolist()  # type: ignore[no-any-return]
+        atoms: list[int] = self.order[before:after].tolist()
+        return atoms
 
 
 @dataclass(frozen=True, eq=False)

@@ -291,7 +291,6 @@ class _Search:
 def grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
     """The moves by key, each in ascending order."""
     keys = keys[moves]
-    order = np.argsort(
-        keys.astype(np.uint16) if n < 1 << 16 else keys, kind="stable"
-    )  # of small numbers in linear time
+    small = keys.astype(np.uint16) if n < 1 << 16 else keys  # these are sorted in linear time
+    order = np.argsort(small, kind="stable")
     return np.split(moves[order], np.searchsorted(keys[order], np.arange(1, n)))
