@@ -30,6 +30,7 @@ FLOORS = {
         "triton_kernels/planes.py",
         "triton_kernels/rounding.py",
         "triton_kernels/scales.py",
+        "triton_kernels/torch_threads.py",
     ],
     1: [
         "fxpipe/cuts/chain.py",

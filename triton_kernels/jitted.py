@@ -7,22 +7,29 @@ environment does without. It keeps compiled code beside its source, or in its ow
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .format import BFPFormat
 from .plane_layout import plane_layouts
 from .reference import dtype_name
+from .torch_threads import share_out
 
 SHARE = 1 << 15
-"""Values that a thread is worth starting for: a whole number of tiles."""
+"""Values that a thread is worth waking for: a whole number of tiles."""
+
+CHUNK = 1 << 20
+"""Values that are made float32, or made of it, at a time."""
+
+Floats = NDArray[np.float32]
 
 _LARGEST_HALF = 65504.0
 
@@ -36,33 +43,39 @@ def ready(fmt: BFPFormat) -> bool:
 def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
     """As ``reference.compress``, if ``ready``."""
     numbers = _numbers(fmt, dtype_name(x_flat.dtype, fmt))
-    numel, n_blocks = x_flat.numel(), fmt.n_blocks(x_flat.numel())
-    planes = tuple(x_flat.new_empty(p.length(n_blocks), dtype=p.dtype) for p in plane_layouts(fmt))
-
-    def encode(start: int, end: int) -> None:
+    x_flat, numel = x_flat.detach(), x_flat.numel()
+    planes = tuple(x_flat.new_empty(p.length(fmt.n_blocks(numel)), dtype=p.dtype) for p in plane_layouts(fmt))
+    arrays = _arrays(planes)
+    for start, end in _chunks(x_flat.dtype, numel, fmt.block):
         values = _whole_blocks(x_flat[start:end], fmt.block).numpy()
-        _loops().compress(values, values.view("int32"), *_arrays(planes, fmt, start, end), numbers)
 
-    _share_out(encode, numel, fmt.block)
+        def encode(first: int, last: int, values: Floats = values, start: int = start) -> None:
+            part = values[first:last]
+            _loops().compress(part, part.view(np.int32), *_stored(arrays, fmt, start + first, start + last), numbers)
+
+        share_out(encode, _shares(len(values)))
     return planes
 
 
 def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype) -> Tensor:
     """As ``reference.decompress``, if ``ready``."""
     numbers = _numbers(fmt, dtype_name(dtype, fmt))
-    out = planes[0].new_empty(numel, dtype=dtype)
+    out, arrays = planes[0].new_empty(numel, dtype=dtype), _arrays(planes)
+    for start, end in _chunks(dtype, numel, fmt.block):
+        n = fmt.n_blocks(end - start) * fmt.block
+        direct = dtype is torch.float32 and n == end - start
+        values = out[start:end] if direct else out.new_empty(n, dtype=torch.float32)
 
-    def decode(start: int, end: int) -> None:
-        part = out[start:end]
-        direct = dtype is torch.float32 and (end - start) % fmt.block == 0
-        values = part if direct else part.new_empty(-(-(end - start) // fmt.block) * fmt.block, dtype=torch.float32)
-        _loops().decompress(values.numpy(), *_arrays(planes, fmt, start, end), numbers)
+        floats = values.numpy()
+
+        def decode(first: int, last: int, values: Floats = floats, start: int = start) -> None:
+            _loops().decompress(values[first:last], *_stored(arrays, fmt, start + first, start + last), numbers)
+
+        share_out(decode, _shares(n))
         if dtype is torch.float16 and not fmt.is_basic:
             values.clamp_(-_LARGEST_HALF, _LARGEST_HALF)
         if not direct:
-            part.copy_(values[: end - start])
-
-    _share_out(decode, numel, fmt.block)
+            out[start:end].copy_(values[: end - start])
     return out
 
 
@@ -99,41 +112,38 @@ def _numbers(fmt: BFPFormat, dtype: str) -> Any:
     )  # fmt: skip
 
 
+def _chunks(dtype: torch.dtype, numel: int, block: int) -> list[tuple[int, int]]:
+    """Of float32 all whole blocks at once, then what is left; of other dtypes as many values as there is scratch for."""
+    if dtype is torch.float32:
+        whole = numel // block * block
+        return [(start, end) for start, end in ((0, whole), (whole, numel)) if start < end]
+    return _parts(numel, CHUNK)
+
+
+def _shares(n: int) -> list[tuple[int, int]]:
+    """One for each of torch's threads, of whole tiles."""
+    return _parts(n, -(-n // (torch.get_num_threads() * SHARE)) * SHARE)
+
+
+def _parts(n: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, n)) for start in range(0, n, size)]
+
+
 def _whole_blocks(values: Tensor, block: int) -> Tensor:
-    values = values.detach().float().contiguous()
+    values = values.float().contiguous()
     return torch.nn.functional.pad(values, (0, -values.numel() % block)) if values.numel() % block else values
 
 
-def _arrays(planes: Sequence[Tensor], fmt: BFPFormat, start: int, end: int) -> list[Any]:
-    """The parts of the planes that store those values, unsigned: of 4, 2 and 1 bytes, empty if there is none, and scales."""
-    *codes, scales = (
-        plane[before.length : through.length].numpy()
-        for plane, before, through in zip(planes, fmt.planes(start), fmt.planes(end), strict=True)
-    )
-    unsigned = {plane.itemsize: plane.view(f"uint{8 * plane.itemsize}") for plane in codes}
-    return [*(unsigned.get(size, scales[:0].view(f"uint{8 * size}")) for size in (4, 2, 1)), scales]
+def _arrays(planes: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """The planes, unsigned."""
+    arrays = [plane.numpy() for plane in planes]
+    return [array.view(f"uint{8 * array.itemsize}") for array in arrays]
 
 
-def _share_out(run: Callable[[int, int], None], numel: int, block: int) -> None:
-    """``run(start, end)`` on as many threads as torch has, each its part of the whole blocks; what is left after them last."""
-    whole = numel // block * block
-    n_threads = min(torch.get_num_threads(), -(-whole // SHARE))
-    if n_threads > 1:
-        each = -(-whole // n_threads // SHARE) * SHARE
-        parts = [(start, min(start + each, whole)) for start in range(0, whole, each)]
-        others = [_pool().submit(run, *part) for part in parts[1:]]
-        run(*parts[0])
-        for other in others:
-            other.result()
-    elif whole:
-        run(0, whole)
-    if whole < numel:
-        run(whole, numel)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="fxpipe")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of the threads
+def _stored(arrays: Sequence[NDArray[Any]], fmt: BFPFormat, start: int, end: int) -> list[NDArray[Any]]:
+    """The parts that store those values: codes of 4, 2 and 1 bytes, empty where there is no such plane, and scales."""
+    before, through = start // fmt.block, fmt.n_blocks(end)
+    layouts = plane_layouts(fmt)
+    *codes, scales = (a[p.length(before) : p.length(through)] for a, p in zip(arrays, layouts, strict=True))
+    of_size = {array.itemsize: array for array in codes}
+    return [*(of_size.get(size, scales[:0].view(f"uint{8 * size}")) for size in (4, 2, 1)), scales]

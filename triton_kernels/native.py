@@ -31,6 +31,7 @@ from .format import GROUP, BFPFormat
 from .native_format import NativeFormat, native_format
 from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name
+from .torch_threads import gomp_parallel
 
 SOURCE = Path(__file__).with_name("bfp.c")
 HEADERS = tuple(sorted(SOURCE.parent.glob("bfp_*.h")))
@@ -47,7 +48,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The loaded library: its functions, and the address of OpenMP's ``GOMP_parallel``, 0 if torch has none."""
+    """The loaded library: its functions, and the address of ``GOMP_parallel``, or 0."""
 
     run: "ctypes._NamedFuncPointer"
     run_bools: "ctypes._NamedFuncPointer"
@@ -173,12 +174,7 @@ def _bind(path: Path) -> Kernel:
     run.restype = run_bools.restype = None
     if library.fxpipe_format_bytes() != ctypes.sizeof(NativeFormat):
         raise Unavailable(f"{path} has another layout of formats")
-    try:  # the OpenMP that torch was linked with, by whatever file name: a second one would compete for the cores
-        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        parallel = ctypes.cast(torch_cpu.GOMP_parallel, pointer).value or 0
-    except (OSError, AttributeError):
-        parallel = 0
-    return Kernel(run, run_bools, parallel, path)
+    return Kernel(run, run_bools, gomp_parallel(), path)
 
 
 def _compiler() -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from kernels.inputs import every_class, same
 
-from fxpipe.triton_kernels import BFPFormat, cpu, jitted, native, reference
+from fxpipe.triton_kernels import BFPFormat, cpu, jitted, native, reference, torch_threads
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -89,6 +89,32 @@ def test_shares_of_several_threads(n, dtype, monkeypatch):
     x = every_class(n // 13, dtype).repeat(2)[:n]
     for text in ("bfp3b32", "bfp4b128+e5m3"):
         assert_equal(BFPFormat.parse(text), x, dtype)
+
+
+def test_threads_in_inference_mode(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    fmt = BFPFormat(4, 32)
+    x = torch.randn(3 * jitted.SHARE + 7)
+    with torch.inference_mode():
+        for dtype in DTYPES:
+            assert_equal(fmt, x.to(dtype), dtype)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_a_failure_in_a_thread_is_raised(openmp, monkeypatch):
+    if not openmp:
+        monkeypatch.setattr(torch_threads, "gomp_parallel", lambda: 0)
+    done = []
+
+    def run(start, end):
+        if start == 20:
+            raise ValueError("twenty")
+        done.append((start, end))
+
+    parts = [(start, start + 10) for start in range(0, 100, 10)]
+    with pytest.raises(ValueError, match="twenty"):
+        torch_threads.share_out(run, parts)
+    assert set(done) <= set(parts)
 
 
 @pytest.mark.parametrize(
