@@ -1,6 +1,6 @@
 """Options, and the whole default pipeline on one screen. The only file that names the passes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from fxpipe.passes.canonicalize import Canonicalize
 from fxpipe.passes.compress import ChooseSavePoints, CompressSavePoints
 from fxpipe.passes.keep_loss import KeepLoss
 from fxpipe.passes.lower import LowerStages
-from fxpipe.passes.partition import PartitionStages
+from fxpipe.passes.partition import PartitionStages, parse_replicas
 from fxpipe.passes.schedule import ScheduleStages
 from fxpipe.passes.split import SplitStages
 from fxpipe.passes.use_costs import UseCosts
@@ -49,7 +49,9 @@ CHOICES = {
 class Options:
     """What to build. Every field has a default; an unknown name or value raises OptionError listing the known ones.
 
-    n_ranks: processes, one stage each. n_microbatches: parts of a batch that flow through the pipeline.
+    n_ranks: processes, one stage each. replicas: on how many of them each stage runs, first to last, such as ``(2, 1, 1)`` of
+    4 ranks; they take its microbatches in turn and add up their gradients. n_microbatches: parts of a batch that flow
+    through the pipeline.
     schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are, or for
     each pattern of a node's name, operator or module path (``fnmatch``; the first that matches counts) such a format:
     ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.
@@ -80,6 +82,7 @@ class Options:
     stage_compiler: str = "none"
     loss_reduction: str = "mean"
     timeout_seconds: float = 300.0
+    replicas: str | Sequence[int] = ""
 
     def __post_init__(self) -> None:
         for name in ("n_ranks", "n_microbatches"):
@@ -93,7 +96,20 @@ class Options:
             raise OptionError(f"timeout_seconds is {self.timeout_seconds}; expected more than 0")
         object.__setattr__(self, "format", FormatRules.parse(self.format).text)
         object.__setattr__(self, "stage_hints", hints_text(self.stage_hints))
+        if not isinstance(self.replicas, str):
+            object.__setattr__(self, "replicas", ",".join(map(str, self.replicas)))
+        self._check_replicas()
         default_pipeline(self)  # every pass checks its own options
+
+    def _check_replicas(self) -> None:
+        replicas = parse_replicas(str(self.replicas))
+        if replicas and sum(replicas) != self.n_ranks:
+            raise OptionError(f"replicas {self.replicas} are {sum(replicas)} ranks; n_ranks is {self.n_ranks}")
+        if max(replicas, default=1) > self.n_microbatches:
+            raise OptionError(
+                f"replicas {self.replicas}: {max(replicas)} ranks of a stage for n_microbatches {self.n_microbatches}; each "
+                "needs a microbatch at least"
+            )
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> "Options":
@@ -115,12 +131,13 @@ def default_pipeline(
             Canonicalize(),
             AnnotateCosts(device=options.device) if costs is None else UseCosts(costs=costs),
             PartitionStages(
-                n_stages=options.n_ranks,
+                n_stages=len(parse_replicas(str(options.replicas))) or options.n_ranks,
                 objective=options.objective,
                 bandwidth_bytes_per_second=parse_bytes_per_second(options.bandwidth),
                 memory_bytes=None if options.memory is None else parse_bytes(options.memory),
                 n_microbatches=options.n_microbatches,
                 stage_hints=hints_text(options.stage_hints),
+                replicas=str(options.replicas),
             ),
             SplitStages(),
             ScheduleStages(n_microbatches=options.n_microbatches, order=options.schedule),

@@ -25,7 +25,7 @@ class ScheduleReport:
     """What holds for a schedule that passed: the most microbatches in flight at once, by stage and by rank.
 
     A microbatch is in flight on a stage from its F to its B (or W), or during its F alone where there is no backward.
-    A rank with several stages counts each of them.
+    A rank with several stages counts each of them; of a replicated stage it is the most on one rank.
     """
 
     peak_in_flight_by_stage: tuple[int, ...]
@@ -37,7 +37,8 @@ def verify_schedule(
 ) -> ScheduleReport:
     """Proves ``schedule`` legal, or raises ScheduleError that names the action, its rank and position, and draws it.
 
-    Each stage runs on its rank and has exactly one F and one B (or one I and one W) of every microbatch, or one F alone
+    Each stage runs on its rank (a replicated one each microbatch on the rank whose turn it is) and has exactly one F and
+    one B (or one I and one W) of every microbatch, or one F alone
     where ``forward_only``; each comes after what it needs. A lowered schedule has besides exactly the sends, receives
     and REDUCE_GRADs that its computes call for, received in the order sent for every pair of ranks and direction.
     No set of ranks waits for each other in a circle: with ``delivery`` "rendezvous" each SEND waits until its receiver
@@ -67,16 +68,17 @@ def _expected(schedule: Schedule, forward_only: bool) -> dict[Action, tuple[Acti
 def _check_places(schedule: Schedule) -> dict[Action, Place]:
     """Each action is on its stage's rank and there once; returns where (of all but the repeatable ones)."""
     places: dict[Action, Place] = {}
+    seen: dict[tuple[int, Action], int] = {}
     for rank, position, action in schedule.actions():
-        home = schedule.stage_to_rank[action.stage_index]
-        if rank != home:
-            raise schedule.fault(
-                rank, position, f"{action} belongs on rank {home}, where stage {action.stage_index} is"
-            )
-        if action in places:
-            raise schedule.fault(rank, position, f"{action} is there twice; first at position {places[action][1]}")
+        homes = schedule.homes(action)
+        if rank not in homes:
+            home = f"rank {homes[0]}" if len(homes) == 1 else f"ranks {homes[0]} to {homes[-1]}"
+            raise schedule.fault(rank, position, f"{action} belongs on {home}, where stage {action.stage_index} is")
+        if (rank, action) in seen:
+            raise schedule.fault(rank, position, f"{action} is there twice; first at position {seen[rank, action]}")
         if action.computation_type not in _REPEATABLE:
-            places[action] = rank, position
+            seen[rank, action] = position
+            places.setdefault(action, (rank, position))
     return places
 
 
@@ -85,14 +87,14 @@ def _check_complete(schedule: Schedule, needs: Needs, places: Places) -> None:
         if action not in needs:
             raise schedule.fault(rank, position, f"{action} does not belong here: {_why_not(schedule, action, needs)}")
     for action in needs:
-        if action not in places:
-            rank = schedule.stage_to_rank[action.stage_index]
-            raise schedule.fault(rank, _gap(schedule, action, needs, places), f"{action} is missing from this rank")
+        for rank in schedule.homes(action):
+            if action not in places or (action.microbatch_index is None and action not in schedule.programs[rank]):
+                gap = _gap(schedule, rank, action, needs, places)
+                raise schedule.fault(rank, gap, f"{action} is missing from this rank")
 
 
-def _gap(schedule: Schedule, missing: Action, needs: Needs, places: Places) -> int:
-    """Where in its rank's program the missing action would go: after what it needs, else before what needs it."""
-    rank = schedule.stage_to_rank[missing.stage_index]
+def _gap(schedule: Schedule, rank: int, missing: Action, needs: Needs, places: Places) -> int:
+    """Where in the rank's program the missing action would go: after what it needs, else before what needs it."""
     here = {action: position for action, (r, position) in places.items() if r == rank}
     after = [here[n] + 1 for n in needs[missing] if n in here]
     before = [position for action, position in here.items() if missing in needs[action]]
@@ -104,13 +106,12 @@ def _why_not(schedule: Schedule, action: Action, needs: Needs) -> str:
         return "a forward-only schedule has no backward"
     if action.computation_type is Type.B:
         return "the same backward is also there as I or W"
-    rank = schedule.stage_to_rank[action.stage_index]
-    return f"the stages that it connects are both on rank {rank}, so nothing is sent"
+    return f"the stages that it connects are both on rank {schedule.homes(action)[0]}, so nothing is sent"
 
 
 def _check_local_order(schedule: Schedule, needs: Needs, places: Places) -> None:
-    for action, (rank, position) in places.items():
-        for needed in needs[action]:
+    for rank, position, action in schedule.actions():
+        for needed in needs.get(action, ()):
             if places[needed][0] == rank and places[needed][1] > position:
                 problem = f"{action} comes before {needed}, which it needs and which is at position {places[needed][1]}"
                 raise schedule.fault(rank, position, problem)

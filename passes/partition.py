@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from fxpipe.costs.storages import attribute_of
 from fxpipe.cuts.chain import TICKS_PER_SECOND, Chain, Cut, Limits
 from fxpipe.cuts.cut_rules import CutRules, cut_rules
 from fxpipe.cuts.cut_search import CutSearch
+from fxpipe.cuts.replicated_cuts import ReplicatedSearch
 from fxpipe.cuts.stage_hints import parse_hints
 from fxpipe.errors import OptionError, PartitionError, unknown
 from fxpipe.ir.cost import CostTable
@@ -41,6 +43,9 @@ class PartitionStages(Pass):
     min(``n_microbatches``, n_stages - s), what it received and what it saves for backward. Optimizer state and the
     temporaries of operators are not counted. ``n_stages`` ``None`` takes the fewest stages that fit (1 without a limit).
 
+    ``replicas``, such as ``2,1,1``: on how many ranks each stage runs, which take its microbatches in turn
+    (``fxpipe.cuts.replicated_cuts``); empty: one each. A replicated stage may not update buffers.
+
     ``stage_hints``, ``module=hint;module=hint``: modules (or nodes) of one hint share a stage, of two hints they do not.
 
     Decides only: adds the fact Partition and leaves the graph alone.
@@ -61,9 +66,15 @@ class PartitionStages(Pass):
     memory_bytes: int | None = None
     n_microbatches: int | None = None
     stage_hints: str = ""
+    replicas: str = ""
 
     def __post_init__(self) -> None:
         parse_hints(self.stage_hints)
+        replicas = parse_replicas(self.replicas)
+        if replicas and self.n_stages not in (None, len(replicas)):
+            raise OptionError(
+                f"{self.name}: replicas {self.replicas} are of {len(replicas)} stages, not {self.n_stages}"
+            )
         if self.objective not in OBJECTIVES:
             raise OptionError(f"{self.name}: {unknown('objective', self.objective, OBJECTIVES)}")
         for option in ("n_stages", "memory_bytes", "n_microbatches"):
@@ -80,21 +91,39 @@ class PartitionStages(Pass):
             program, program.fact(CostTable), self.bandwidth_bytes_per_second, parse_hints(self.stage_hints)
         )
         chain = rules.chain()
-        search = CutSearch(chain)
-        cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
-        return program.with_facts(_partition(rules, chain, cut, self.objective))
+        search, replicas = CutSearch(chain), parse_replicas(self.replicas)
+        if replicas:
+            cut = self._replicated(replicas, chain, search)
+        else:
+            cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
+        return program.with_facts(_partition(rules, chain, cut, self.objective, replicas or (1,) * len(cut.ticks)))
 
     def _limits(self, n_stages: int) -> Limits:
         return Limits(n_stages, self.memory_bytes, self.n_microbatches)
 
+    def _replicated(self, replicas: tuple[int, ...], chain: Chain, search: CutSearch) -> Cut:
+        self._check_possible(len(replicas), search)
+        limits = Limits(len(replicas), self.memory_bytes, self.n_microbatches, replicas)
+        ticks_per_byte = Fraction(TICKS_PER_SECOND) / Fraction(self.bandwidth_bytes_per_second)
+        cut = ReplicatedSearch(chain, limits, ticks_per_byte).best()
+        if cut is None:
+            raise PartitionError(
+                f"no cut into {len(replicas)} stages of {self.replicas} replicas keeps the stage hints apart"
+                + (f" and to {format_bytes(self.memory_bytes)} a rank" if self.memory_bytes is not None else "")
+            )
+        return cut
+
     def _exactly(self, n_stages: int, search: CutSearch) -> Cut:
+        self._check_possible(n_stages, search)
+        cut = search.best(self._limits(n_stages))
+        return self._refuse(n_stages, search) if cut is None else cut
+
+    def _check_possible(self, n_stages: int, search: CutSearch) -> None:
         if n_stages > search.most_stages():
             raise PartitionError(
                 f"{n_stages} stages were asked for, but the program can be cut into {search.most_stages()} at most: "
                 f"ask for no more"
             )
-        cut = search.best(self._limits(n_stages))
-        return self._refuse(n_stages, search) if cut is None else cut
 
     def _fewest(self, search: CutSearch) -> Cut:
         most = min(search.most_stages(), MOST_TRIED)
@@ -120,7 +149,19 @@ class PartitionStages(Pass):
         )
 
 
-def _partition(rules: CutRules, chain: Chain, cut: Cut, objective: str) -> Partition:
+def parse_replicas(text: str) -> tuple[int, ...]:
+    """``2,1,1`` as numbers; none where the text is empty.
+
+    Raises:
+        OptionError: the text is not of that form.
+    """
+    parts = text.split(",") if text else []
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise OptionError(f"replicas are {text!r}; expected how many ranks each stage runs on, such as '2,1,1'")
+    return tuple(map(int, parts))
+
+
+def _partition(rules: CutRules, chain: Chain, cut: Cut, objective: str, replicas: tuple[int, ...]) -> Partition:
     spans = list(pairwise(cut.boundaries))
     names = _tensor_names(rules)
     stages = tuple(_stage(rules, names, index, a, b, cut.memory_bytes[index]) for index, (a, b) in enumerate(spans))
@@ -131,16 +172,18 @@ def _partition(rules: CutRules, chain: Chain, cut: Cut, objective: str) -> Parti
         tied=_tied(stages),
         objective=objective,
         bottleneck_seconds=cut.bottleneck_ticks / TICKS_PER_SECOND,
-        bottleneck=_bottleneck(chain, cut),
-        lower_bound_seconds=max(largest, whole / len(stages)) / TICKS_PER_SECOND,
+        bottleneck=_bottleneck(chain, cut, replicas),
+        lower_bound_seconds=max(largest / max(replicas), whole / sum(replicas)) / TICKS_PER_SECOND,
         proved_optimal=FAMILY,
+        replicas=replicas,
     )
 
 
-def _bottleneck(chain: Chain, cut: Cut) -> str:
+def _bottleneck(chain: Chain, cut: Cut, replicas: tuple[int, ...]) -> str:
     if cut.bottleneck_ticks in cut.ticks:
         return f"stage {cut.ticks.index(cut.bottleneck_ticks)} compute"
-    links = [chain.link_ticks[b] for b in cut.boundaries[1:-1]]
+    n_links = (min(pair) for pair in pairwise(replicas))
+    links = [-(-chain.link_ticks[b] // n) for b, n in zip(cut.boundaries[1:-1], n_links, strict=True)]
     slowest = links.index(cut.bottleneck_ticks)
     return f"link {slowest}-{slowest + 1}"
 

@@ -37,7 +37,8 @@ class ScheduleStages(Pass):
             raise OptionError(f"n_microbatches is {self.n_microbatches}; expected at least 1")
 
     def run(self, program: Program) -> Program:
-        schedule = order(self.order, program.fact(Partition).n_stages, self.n_microbatches)
+        partition = program.fact(Partition)
+        schedule = order(self.order, partition.n_stages, self.n_microbatches, partition.replicas)
         verify_schedule(schedule, self.max_in_flight)
         verify_schedule(add_communication(schedule))
         return program.with_facts(schedule)

@@ -10,6 +10,7 @@ Example of an order, two stages and three microbatches of 1F1B, one line per ran
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from types import MappingProxyType
 
 from fxpipe.errors import OptionError, ScheduleError, unknown
@@ -31,35 +32,65 @@ def forward_only(n_stages: int, n_microbatches: int, stage_to_rank: tuple[int, .
     return _by_stage("forward-only", n_stages, n_microbatches, stage_to_rank, (Type.F,))
 
 
-def one_f_one_b(n_stages: int, n_microbatches: int) -> Schedule:
+def one_f_one_b(n_stages: int, n_microbatches: int, replicas: tuple[int, ...] = ()) -> Schedule:
     """One forward, one backward in turn, one stage per rank: at most min(m, p - s) microbatches in flight on stage s.
 
     Warm-up: p - 1 - s forwards (fewer where there are fewer microbatches), so that the first backward arrives just when
     they are done. Steady state: a forward, then the oldest backward. Cool-down: the backwards that are left.
     The order of PipeDream (US12056604B2, with the flush of synchronous training) and of Megatron-LM's
-    ``forward_backward_pipelining_without_interleaving``. Raises OptionError for a size below 1.
+    ``forward_backward_pipelining_without_interleaving``.
+
+    With ``replicas``, one number for each stage, its replicas take the microbatches in turn (PipeDream's 1F1B-RR): stage s
+    starts with ceil(ranks of later stages / its replicas) forwards on each of its ranks.
+    Raises OptionError for a size below 1, ScheduleError for replicas that do not fit.
     """
     _check_sizes(n_stages, n_microbatches)
 
-    def program(stage: int) -> tuple[Action, ...]:
-        forwards = [Action(stage, Type.F, m) for m in range(n_microbatches)]
-        backwards = [Action(stage, Type.B, m) for m in range(n_microbatches)]
-        n_warm_up = min(n_microbatches, n_stages - 1 - stage)
-        n_steady = n_microbatches - n_warm_up
+    def program(stage: int, mine: range, n_later: int, n_replicas: int) -> tuple[Action, ...]:
+        forwards = [Action(stage, Type.F, m) for m in mine]
+        backwards = [Action(stage, Type.B, m) for m in mine]
+        n_warm_up = min(len(mine), -(-n_later // n_replicas))
+        n_steady = len(mine) - n_warm_up
         steady = [a for pair in zip(forwards[n_warm_up:], backwards[:n_steady], strict=True) for a in pair]
         return (*forwards[:n_warm_up], *steady, *backwards[n_steady:])
 
-    return Schedule("1f1b", n_microbatches, tuple(range(n_stages)), tuple(map(program, range(n_stages))))
+    wide = replicas or (1,) * n_stages
+    programs = [
+        program(stage, range(k, n_microbatches, n), sum(wide[stage + 1 :]), n)
+        for stage, n in enumerate(wide)
+        for k in range(n)
+    ]
+    return Schedule("1f1b", n_microbatches, _first_ranks(wide), tuple(programs), wide)
 
 
-ORDERS: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType({"1f1b": one_f_one_b, "gpipe": gpipe})
+def replicated_gpipe(n_stages: int, n_microbatches: int, replicas: tuple[int, ...] = ()) -> Schedule:
+    """``gpipe`` with ``replicas`` of each stage, which take the microbatches in turn."""
+    whole, wide = gpipe(n_stages, n_microbatches), replicas or (1,) * n_stages
+    programs = [
+        tuple(a for a in whole.programs[stage] if a.microbatch_index in range(k, n_microbatches, n))
+        for stage, n in enumerate(wide)
+        for k in range(n)
+    ]
+    return Schedule("gpipe", n_microbatches, _first_ranks(wide), tuple(programs), wide)
 
 
-def order(name: str, n_stages: int, n_microbatches: int) -> Schedule:
-    """The training order called ``name``, one stage per rank; raises OptionError that lists the known names."""
+ORDERS: Mapping[str, Callable[[int, int, tuple[int, ...]], Schedule]] = MappingProxyType(
+    {"1f1b": one_f_one_b, "gpipe": replicated_gpipe}
+)
+
+
+def order(name: str, n_stages: int, n_microbatches: int, replicas: tuple[int, ...] = ()) -> Schedule:
+    """The training order called ``name``, each stage on a rank or on ``replicas`` ranks of its own.
+
+    Raises OptionError that lists the known names, ScheduleError for replicas that do not fit.
+    """
     if name not in ORDERS:
         raise OptionError(unknown("schedule", name, ORDERS))
-    return ORDERS[name](n_stages, n_microbatches)
+    return ORDERS[name](n_stages, n_microbatches, replicas)
+
+
+def _first_ranks(replicas: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(accumulate(replicas[:-1], initial=0))
 
 
 def add_communication(schedule: Schedule) -> Schedule:
@@ -91,19 +122,21 @@ def add_communication(schedule: Schedule) -> Schedule:
         programs[rank].append(action)
         if send := schedule.send_after(action):
             programs[rank].append(send)
-            programs[schedule.stage_to_rank[send.partner.stage_index]].append(send.partner)
+            programs[schedule.homes(send.partner)[0]].append(send.partner)
     return replace(schedule, programs=tuple(map(tuple, programs)))
 
 
 def _add_reduce_grad(schedule: Schedule) -> Schedule:
-    """``... 0B6 0B7 ...``  -->  ``... 0B6 0B7 0REDUCE_GRAD ...`` where 0B7 is the last backward of its stage."""
-    n_finished: Counter[int] = Counter()
+    """``... 0B6 0B7 ...``  -->  ``... 0B6 0B7 0REDUCE_GRAD ...`` where 0B7 is the last backward of its stage on the rank."""
+    n_finished: Counter[tuple[int, int]] = Counter()
     programs: list[list[Action]] = [[] for _ in schedule.programs]
     for rank, _, action in schedule.actions():
         programs[rank].append(action)
         if action.computation_type in (Type.B, Type.W):
-            n_finished[action.stage_index] += 1
-            if n_finished[action.stage_index] == schedule.n_microbatches:
+            stage, n_replicas = action.stage_index, schedule.replicas[action.stage_index]
+            mine = range(rank - schedule.stage_to_rank[stage], schedule.n_microbatches, n_replicas)
+            n_finished[rank, stage] += 1
+            if n_finished[rank, stage] == len(mine):
                 programs[rank].append(Action(action.stage_index, Type.REDUCE_GRAD))
     return replace(schedule, programs=tuple(map(tuple, programs)))
 

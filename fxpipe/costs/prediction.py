@@ -13,16 +13,17 @@ def stage_times(plan: Planned) -> StageTimes:
     A stage holds its parameters, their gradients and its buffers throughout, and for each microbatch in flight what it stores
     for backward. Optimizer state and the temporaries of operators are not counted.
     """
+    bandwidth = parse_bytes_per_second(plan.options.bandwidth)
     costs = tuple(
         StageCost(
             forward_seconds=stage.forward_seconds,
             backward_seconds=stage.backward_seconds,
             in_flight_bytes=sum(point.stored_bytes for point in plan.compression.of_stage(stage.index)),
             static_bytes=2 * stage.parameter_bytes + _buffer_bytes(plan, stage.buffers),
+            reduce_seconds=all_reduce_seconds(stage.parameter_bytes, plan.schedule.replicas[stage.index], bandwidth),
         )
         for stage in plan.partition.stages
     )
-    bandwidth = parse_bytes_per_second(plan.options.bandwidth)
     cuts = tuple(
         CutCost(stage.sent_bytes, _gradient_bytes(graphs), bandwidth)
         for stage, graphs in zip(plan.partition.stages[:-1], plan.stages.stages[:-1], strict=True)
@@ -33,6 +34,11 @@ def stage_times(plan: Planned) -> StageTimes:
 def predicted_step(plan: Planned) -> Timeline:
     """One step on paper: the program of every rank with its messages, in the modelled or measured times."""
     return simulate(add_communication(plan.schedule), stage_times(plan))
+
+
+def all_reduce_seconds(n_bytes: int, n_replicas: int, bytes_per_second: float) -> float:
+    """How long a ring of replicas takes to add up that many bytes of gradients (Patarasuk, Yuan 2009)."""
+    return 2 * (n_replicas - 1) / n_replicas * n_bytes / bytes_per_second
 
 
 def _buffer_bytes(plan: Planned, names: tuple[str, ...]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxpipe.costs.prediction import all_reduce_seconds
 from fxpipe.costs.simulate import CutCost, StageCost, StageTimes, simulate
 from fxpipe.ir.action import ComputationType as Type
 from fxpipe.plans.plan import Plan
@@ -44,7 +45,11 @@ def rehearse(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any], n_ste
                 durations.setdefault(key, []).append(event.end_seconds - event.start_seconds)
     forward = tuple(statistics.median(durations[s, Type.F]) for s in range(plan.partition.n_stages))
     backward = tuple(statistics.median(durations[s, Type.B]) for s in range(plan.partition.n_stages))
-    stages = tuple(StageCost(f, b) for f, b in zip(forward, backward, strict=True))
+    rate = parse_bytes_per_second(plan.options.bandwidth)
+    stages = tuple(
+        StageCost(f, b, reduce_seconds=all_reduce_seconds(s.parameter_bytes, n, rate))
+        for f, b, s, n in zip(forward, backward, plan.partition.stages, plan.schedule.replicas, strict=True)
+    )
     timeline = simulate(plan.schedule, StageTimes(stages, _cuts(plan)))
     return Prediction(timeline.makespan_seconds, timeline.barrier_bubble, forward, backward)
 

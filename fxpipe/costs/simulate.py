@@ -23,7 +23,8 @@ class StageCost:
 
     ``backward_seconds`` is a B: an I plus a W. ``weight_seconds`` is the part of it that is the W; None where unknown,
     and then no schedule with I and W can be simulated. ``in_flight_bytes`` are held from the start of F to the end of
-    B; after an I only ``weight_in_flight_bytes`` of them are, to the end of W.
+    B; after an I only ``weight_in_flight_bytes`` of them are, to the end of W. ``reduce_seconds`` is a REDUCE_GRAD, which
+    replicas of a stage do together.
     """
 
     forward_seconds: float
@@ -32,6 +33,7 @@ class StageCost:
     in_flight_bytes: int = 0
     weight_in_flight_bytes: int = 0
     static_bytes: int = 0
+    reduce_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -48,7 +50,12 @@ class StageCost:
         if kind in (Type.I, Type.W) and self.weight_seconds is None:
             raise OptionError("the schedule has I and W, but the stage costs have no weight_seconds")
         weight = self.weight_seconds or 0
-        times = {Type.F: self.forward_seconds, Type.B: self.backward_seconds, Type.W: weight}
+        times = {
+            Type.F: self.forward_seconds,
+            Type.B: self.backward_seconds,
+            Type.W: weight,
+            Type.REDUCE_GRAD: self.reduce_seconds,
+        }
         return self.backward_seconds - weight if kind is Type.I else times.get(kind, 0)
 
     def held_bytes(self, kind: Type, forward_only: bool) -> tuple[int, int]:
@@ -262,7 +269,7 @@ class _Run:
     def _transfer(self, send: Action, posted_seconds: float) -> None:
         """The message of ``send``, which both ends have posted by ``posted_seconds``."""
         receive = send.partner
-        source, target = (self.schedule.stage_to_rank[a.stage_index] for a in (send, receive))
+        source, target = (self.schedule.homes(a)[0] for a in (send, receive))
         cut = self.costs.cuts[min(send.stage_index, receive.stage_index)]
         n_bytes = cut.activation_bytes if send.computation_type is Type.SEND_F else cut.gradient_bytes
         start = max(posted_seconds, self.link_free[source, target])
@@ -275,8 +282,9 @@ def _peak_bytes(schedule: Schedule, costs: StageTimes) -> tuple[int, ...]:
     """By rank, the most bytes at once; its program's order decides them, not the times."""
     forward_only = all(a.computation_type not in (Type.B, Type.I) for _, _, a in schedule.actions())
     held = [0] * schedule.n_ranks
-    for stage, rank in enumerate(schedule.stage_to_rank):
-        held[rank] += costs.stages[stage].static_bytes
+    for stage, cost in enumerate(costs.stages):
+        for rank in schedule.ranks_of(stage):
+            held[rank] += cost.static_bytes
     peak = held.copy()
     for rank, _, action in schedule.actions():
         taken, given_back = costs.stages[action.stage_index].held_bytes(action.computation_type, forward_only)

@@ -52,12 +52,14 @@ class Chain:
 class Limits:
     """``n_stages`` exactly, and ``memory_bytes`` for each (``None``: any).
 
-    Stage s keeps min(``n_microbatches``, n_stages - s) microbatches in flight (``None``: n_stages - s).
+    Stage s keeps min(``n_microbatches``, n_stages - s) microbatches in flight (``None``: n_stages - s). With ``replicas`` of
+    each stage, a rank of stage s keeps 1 + ceil(ranks of later stages / replicas[s]), or as many as it gets.
     """
 
     n_stages: int
     memory_bytes: int | None = None
     n_microbatches: int | None = None
+    replicas: tuple[int, ...] = ()
 
     @property
     def memory(self) -> float:
@@ -66,8 +68,9 @@ class Limits:
 
     def in_flight(self, stage: int) -> int:
         """How many microbatches' activations stage ``stage`` holds at most, under 1F1B."""
-        depth = self.n_stages - stage
-        return depth if self.n_microbatches is None else min(depth, self.n_microbatches)
+        wide = self.replicas or (1,) * self.n_stages
+        depth = 1 - (-sum(wide[stage + 1 :]) // wide[stage])
+        return depth if self.n_microbatches is None else min(depth, -(-self.n_microbatches // wide[stage]))
 
 
 @dataclass(frozen=True)

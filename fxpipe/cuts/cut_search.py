@@ -1,10 +1,10 @@
 """The best cut of a chain into consecutive stages: exact, in whole numbers, in plain Python.
 
 Stage ``[a, b)`` takes the longest of its compute and its two links; the search finds the boundaries whose slowest stage
-is fastest. The problem is PipeDream's (SOSP 2019, US12056604B2), without replication. Here the bottleneck t is bisected;
-for one t a sweep tells in linear time which numbers of stages reach which boundary. The room that a stage needs depends
-on its place in the pipeline and on its two boundaries, so under a memory limit the sweep looks at pairs of boundaries,
-but only within the windows that the place, t and the limit leave for each.
+is fastest. The problem is PipeDream's (SOSP 2019, US12056604B2), with one worker for each stage (``replicated_cuts`` has
+more). Here the bottleneck t is bisected; for one t a sweep tells in linear time which numbers of stages reach which
+boundary. The room that a stage needs depends on its place in the pipeline and on its two boundaries, so under a memory
+limit the sweep looks at pairs of boundaries, but only within the windows that the place, t and the limit leave for each.
 """
 
 from bisect import bisect_left, bisect_right
@@ -24,6 +24,15 @@ class CutSearch:
         self._atoms = atoms = Atoms(chain)
         self._largest_atom = max(atoms.usage(k, k + 1)[0] for k in range(atoms.n))
         self._slowest = max(atoms.usage(0, atoms.n)[0], *atoms.link)
+
+    @property
+    def slowest(self) -> int:
+        """Ticks within which every stage and every link is."""
+        return self._slowest
+
+    def usage(self, a: int, b: int) -> Usage:
+        """Of the stage between boundaries ``a`` and ``b``."""
+        return self._atoms.usage(a, b)
 
     def most_stages(self) -> int:
         """The largest number of stages that the legal cuts allow, each with work to do."""
@@ -82,7 +91,7 @@ class CutSearch:
         atoms, last = self._atoms, self._atoms.work[-1]
         return [0, *(k for k in range(1, atoms.n) if atoms.link[k] <= t and 0 < atoms.work[k] < last), atoms.n]
 
-    def _earliest(self, t: int) -> list[int]:
+    def earliest(self, t: int) -> list[int]:
         """For each boundary b the first a for which stage ``[a, b)`` computes within ``t``; b itself if none does."""
         ticks, touches = self._atoms.ticks, self._atoms.touches
         first, shared, found = 0, 0, [0]
@@ -100,7 +109,7 @@ class CutSearch:
         A stage that shrinks never slows down, so the numbers that reach a boundary are all from the fewest, whose last
         stage starts as early as it can, to the most, whose last stage starts as late as it can.
         """
-        earliest, work = self._earliest(t), self._atoms.work
+        earliest, work = self.earliest(t), self._atoms.work
         counts, fewest, most = ([0] * len(work) for _ in range(3))
         counts[0], reached, i, j = 1, [0], 0, 0
         for b in self._cuttable(t)[1:]:
@@ -194,7 +203,7 @@ class CutSearch:
 
     def _read_back(self, t: int, counts: Counts, limits: Limits) -> Cut:
         """The cut that the sweep found, chosen from the end to the start; see ``best`` for the choice among equals."""
-        atoms, earliest, boundaries = self._atoms, self._earliest(t), [self._atoms.n]
+        atoms, earliest, boundaries = self._atoms, self.earliest(t), [self._atoms.n]
         for stage in range(limits.n_stages - 1, -1, -1):
             b = boundaries[-1]
             starts = (a for a in range(earliest[b], b) if counts[a] >> stage & 1 and atoms.work[a] < atoms.work[b])

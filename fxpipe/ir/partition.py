@@ -53,6 +53,7 @@ class Partition:
 
     ``lower_bound_seconds`` holds for every cut into this many stages under the same costs; ``proved_optimal`` says
     within which family ``bottleneck_seconds`` is the least (``"contiguous cuts of the program order"``), or is empty.
+    ``replicas``: on how many ranks each stage runs, which take its microbatches in turn; one each if left out.
 
     Raises VerifyError where the stages do not fit together: a node in two of them, a value received that is not sent, a
     parameter in several that is not listed as tied.
@@ -65,8 +66,15 @@ class Partition:
     bottleneck: str  # which stage and which term: "stage 1 compute", "link 0-1"
     lower_bound_seconds: float
     proved_optimal: str
+    replicas: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.replicas:
+            object.__setattr__(self, "replicas", (1,) * self.n_stages)
+        if len(self.replicas) != self.n_stages or min(self.replicas, default=1) < 1:
+            raise VerifyError(
+                f"replicas {self.replicas} are not one number of at least 1 for each of {self.n_stages} stages"
+            )
         for i, stage in enumerate(self.stages):
             if stage.index != i:
                 raise VerifyError(f"stage {i} of the partition carries index {stage.index}")

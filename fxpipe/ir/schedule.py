@@ -16,8 +16,11 @@ from fxpipe.errors import ScheduleError
 from fxpipe.ir.action import Action, ComputationType as Type
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-_HEADER = re.compile(rf"({_NAME.pattern}) microbatches=([0-9]+) stage_to_rank=([0-9]+(?:,[0-9]+)*)", re.ASCII)
-_JSON_KEYS = {"name", "n_microbatches", "stage_to_rank", "programs"}
+_NUMBERS = "[0-9]+(?:,[0-9]+)*"
+_HEADER = re.compile(
+    rf"({_NAME.pattern}) microbatches=([0-9]+) stage_to_rank=({_NUMBERS})(?: replicas=({_NUMBERS}))?", re.ASCII
+)
+_JSON_KEYS = {"name", "n_microbatches", "stage_to_rank", "replicas", "programs"}
 _NEEDS_EARLIER_STAGE = frozenset({Type.RECV_F, Type.SEND_B})
 _NEEDS_LATER_STAGE = frozenset({Type.SEND_F, Type.RECV_B})
 
@@ -25,6 +28,9 @@ _NEEDS_LATER_STAGE = frozenset({Type.SEND_F, Type.RECV_B})
 @dataclass(frozen=True)
 class Schedule:
     """The programs of all ranks for one step over ``n_microbatches``; stage s runs on rank ``stage_to_rank[s]``.
+
+    A stage of ``replicas[s]`` replicas (one each if left out) runs on so many ranks from there on, which no other stage has;
+    they take its microbatches in turn, microbatch m on the (m mod replicas)-th.
 
     The constructor checks that every field has its type, that every rank has a stage and a program and that no action
     names a stage, a microbatch or a neighbour that does not exist; it raises ScheduleError. Whether the programs
@@ -35,6 +41,7 @@ class Schedule:
     n_microbatches: int
     stage_to_rank: tuple[int, ...]
     programs: tuple[tuple[Action, ...], ...]
+    replicas: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -52,11 +59,35 @@ class Schedule:
     def _check_ranks(self) -> None:
         if not isinstance(self.stage_to_rank, tuple) or not all(type(r) is int for r in self.stage_to_rank):
             raise ScheduleError(f"schedule {self.name}: stage_to_rank is {self.stage_to_rank!r}, not a tuple of ranks")
-        if sorted(set(self.stage_to_rank)) != list(range(self.n_ranks)) or not self.stage_to_rank:
+        self._check_replicas()
+        used = sorted({rank for stage in range(self.n_stages) for rank in self.ranks_of(stage)})
+        if used != list(range(self.n_ranks)) or not self.stage_to_rank:
+            replicated = f" with replicas {self.replicas}" if self.is_replicated else ""
             raise ScheduleError(
                 f"schedule {self.name}: the rank count does not match: there are {self.n_ranks} programs, "
-                f"but stage_to_rank {self.stage_to_rank} uses ranks {sorted(set(self.stage_to_rank))}"
+                f"but stage_to_rank {self.stage_to_rank}{replicated} uses ranks {used}"
             )
+
+    def _check_replicas(self) -> None:
+        if not self.replicas:
+            object.__setattr__(self, "replicas", (1,) * self.n_stages)
+        fits = isinstance(self.replicas, tuple) and all(type(r) is int and r > 0 for r in self.replicas)
+        if not fits or len(self.replicas) != self.n_stages:
+            raise ScheduleError(
+                f"schedule {self.name}: replicas is {self.replicas!r}; expected a number for each of {self.n_stages} stages"
+            )
+        for stage, n_replicas in enumerate(self.replicas):
+            others = {r for other in range(self.n_stages) if other != stage for r in self.ranks_of(other)}
+            if n_replicas > self.n_microbatches:
+                raise ScheduleError(
+                    f"schedule {self.name}: stage {stage} has {n_replicas} replicas for {self.n_microbatches} microbatches; "
+                    "each needs one at least"
+                )
+            if n_replicas > 1 and not others.isdisjoint(self.ranks_of(stage)):
+                shared = sorted(others.intersection(self.ranks_of(stage)))
+                raise ScheduleError(
+                    f"schedule {self.name}: stage {stage} is replicated, but shares ranks {shared} with others"
+                )
 
     def _out_of_range(self, action: object) -> str | None:
         if not isinstance(action, Action):
@@ -82,6 +113,25 @@ class Schedule:
         return len(self.stage_to_rank)
 
     @property
+    def is_replicated(self) -> bool:
+        """Whether any stage has more than one replica."""
+        return any(r > 1 for r in self.replicas)
+
+    def ranks_of(self, stage: int) -> range:
+        """The ranks of the stage's replicas."""
+        return range(self.stage_to_rank[stage], self.stage_to_rank[stage] + self.replicas[stage])
+
+    def rank_of(self, stage: int, microbatch: int) -> int:
+        """The rank that runs ``microbatch`` on ``stage``."""
+        return self.ranks_of(stage)[microbatch % self.replicas[stage]]
+
+    def homes(self, action: Action) -> Sequence[int]:
+        """The rank that ``action`` belongs on; what serves a whole stage belongs on those of all its replicas."""
+        if action.microbatch_index is None:
+            return self.ranks_of(action.stage_index)
+        return (self.rank_of(action.stage_index, action.microbatch_index),)
+
+    @property
     def is_compute_only(self) -> bool:
         """Whether every action is one of F, I, W, B, so that communication is implied."""
         return all(a.computation_type.is_compute for program in self.programs for a in program)
@@ -89,11 +139,11 @@ class Schedule:
     def compute_only(self) -> "Schedule":
         """The same schedule without anything but F, I, W and B."""
         programs = tuple(tuple(a for a in program if a.computation_type.is_compute) for program in self.programs)
-        return Schedule(self.name, self.n_microbatches, self.stage_to_rank, programs)
+        return Schedule(self.name, self.n_microbatches, self.stage_to_rank, programs, self.replicas)
 
-    def crosses(self, cut: int) -> bool:
-        """Whether stages ``cut`` and ``cut + 1`` are on different ranks, so that something must be sent."""
-        return self.stage_to_rank[cut] != self.stage_to_rank[cut + 1]
+    def crosses(self, cut: int, microbatch: int) -> bool:
+        """Whether stages ``cut`` and ``cut + 1`` run the microbatch on different ranks, so that something must be sent."""
+        return self.rank_of(cut, microbatch) != self.rank_of(cut + 1, microbatch)
 
     def actions(self) -> Iterator[tuple[int, int, Action]]:
         """Every action with its place: (rank, position in the rank's program, action)."""
@@ -105,11 +155,13 @@ class Schedule:
 
     def send_after(self, action: Action) -> Action | None:
         """The SEND that takes what ``action`` computes to another rank; None if nothing has to go there."""
-        stage, kind = action.stage_index, action.computation_type
-        if kind is Type.F and stage + 1 < self.n_stages and self.crosses(stage):
-            return Action(stage, Type.SEND_F, action.microbatch_index)
-        if kind in (Type.B, Type.I) and stage > 0 and self.crosses(stage - 1):
-            return Action(stage, Type.SEND_B, action.microbatch_index)
+        stage, kind, microbatch = action.stage_index, action.computation_type, action.microbatch_index
+        if microbatch is None:
+            return None
+        if kind is Type.F and stage + 1 < self.n_stages and self.crosses(stage, microbatch):
+            return Action(stage, Type.SEND_F, microbatch)
+        if kind in (Type.B, Type.I) and stage > 0 and self.crosses(stage - 1, microbatch):
+            return Action(stage, Type.SEND_B, microbatch)
         return None
 
     def predecessors(self, lowered: bool | None = None) -> dict[Action, tuple[Action, ...]]:
@@ -218,6 +270,8 @@ class Schedule:
     def __str__(self) -> str:
         ranks = ",".join(map(str, self.stage_to_rank))
         header = f"{self.name} microbatches={self.n_microbatches} stage_to_rank={ranks}"
+        if self.is_replicated:
+            header += f" replicas={','.join(map(str, self.replicas))}"
         lines = (" ".join([f"rank {rank}:", *map(str, program)]) for rank, program in enumerate(self.programs))
         return "\n".join([header, *lines])
 
@@ -236,8 +290,9 @@ class Schedule:
             if not line.startswith(prefix):
                 raise ScheduleError(f"line {rank + 2} of a schedule begins {line[:20]!r}; expected {prefix!r}")
             programs.append(_parse_actions(line.split(" ")[2:], f"line {rank + 2}"))
-        name, n_microbatches, ranks = match.groups()
-        return cls(name, int(n_microbatches), tuple(map(int, ranks.split(","))), tuple(programs))
+        name, n_microbatches, ranks, replicas = match.groups()
+        stage_to_rank, wide = (tuple(map(int, n.split(","))) if n else () for n in (ranks, replicas))
+        return cls(name, int(n_microbatches), stage_to_rank, tuple(programs), wide)
 
     def to_csv(self) -> str:
         """torch's CSV, byte for byte as ``_PipelineScheduleRuntime._dump_csv`` writes it: a row per rank, no header."""
@@ -274,6 +329,7 @@ class Schedule:
             "name": self.name,
             "n_microbatches": self.n_microbatches,
             "stage_to_rank": list(self.stage_to_rank),
+            "replicas": list(self.replicas),
             "programs": [[str(a) for a in program] for program in self.programs],
         }
 
@@ -283,10 +339,11 @@ class Schedule:
         if not isinstance(data, Mapping) or set(data) != _JSON_KEYS:
             found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
             raise ScheduleError(f"not a schedule: found {found}; expected the keys {sorted(_JSON_KEYS)}")
-        if not all(isinstance(data[key], list) for key in ("stage_to_rank", "programs")):
-            raise ScheduleError("not a schedule: stage_to_rank and programs must be lists")
+        if not all(isinstance(data[key], list) for key in ("stage_to_rank", "replicas", "programs")):
+            raise ScheduleError("not a schedule: stage_to_rank, replicas and programs must be lists")
         programs = tuple(_parse_actions(p, f"program {rank}") for rank, p in enumerate(data["programs"]))
-        return cls(data["name"], data["n_microbatches"], tuple(data["stage_to_rank"]), programs)
+        ranks, replicas = tuple(data["stage_to_rank"]), tuple(data["replicas"])
+        return cls(data["name"], data["n_microbatches"], ranks, programs, replicas)
 
 
 def _backward(forward: Action, present: set[Action]) -> tuple[Action, ...]:

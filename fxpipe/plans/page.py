@@ -139,7 +139,7 @@ def _ranks(plan: Planned, step: Timeline) -> str:
 
 
 def _stages_of(plan: Planned, rank: int) -> str:
-    return ", ".join(str(stage) for stage, home in enumerate(plan.schedule.stage_to_rank) if home == rank)
+    return ", ".join(str(stage) for stage in range(plan.schedule.n_stages) if rank in plan.schedule.ranks_of(stage))
 
 
 def _save_points(plan: Planned) -> str:

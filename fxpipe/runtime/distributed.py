@@ -4,7 +4,7 @@ import ctypes
 import datetime
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxpipe.errors import InputError, OptionError, RuntimeFailure
 from fxpipe.runtime.pipe import Pipe, PipeSpec, add_gradient
 from fxpipe.runtime.stage_runner import named_tensors
-from fxpipe.runtime.torch_pp import TorchEngine
+from fxpipe.runtime.torch_pp import Groups, TorchEngine
 from fxpipe.runtime.watch import Watch, first_line
 
 
@@ -36,15 +36,16 @@ class DistributedPipe(Pipe):
     def __init__(self, spec: PipeSpec, model: nn.Module) -> None:
         super().__init__(spec, model)
         self._join(launched_ranks())
-        self._stage = spec.lowered.stage_to_rank.index(self.rank)
-        self._last = spec.lowered.stage_to_rank[-1]
+        self._stage = next(s for s in range(spec.lowered.n_stages) if self.rank in spec.lowered.ranks_of(s))
         self._others = [r for r in range(dist.get_world_size()) if r != self.rank]
-        runner = spec.runner(self._stage, model)
+        shared = spec.shared_ranks()
+        runner = spec.runner(self._stage, model, frozenset(n for n, ranks in shared.items() if self.rank in ranks))
         self.runners = (runner,)
-        self._meet()
-        self._engine = TorchEngine(runner, spec.stages.stages, spec.lowered, self.device, self._group, self._watch)
+        self._meet(shared)
+        groups = Groups(self._group, self._alone)
+        self._engine = TorchEngine(runner, spec.stages.stages, spec.lowered, self.device, groups, self._watch)
         self._checked_inputs = False
-        self._share(spec.tied_users())
+        self._share([*spec.tied_users(), *self._replicated_tensors()])
 
     @property
     def rank(self) -> int:
@@ -74,16 +75,16 @@ class DistributedPipe(Pipe):
                 lambda: dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self._timeout)
             )
 
-    def _meet(self) -> None:
-        """Groups with the plan's timeout: one for all ranks, one for each set of ranks that share a parameter."""
-        rank_of = self.spec.lowered.stage_to_rank
-        users = {name: tuple(sorted({rank_of[u] for u in stages})) for name, stages in self.spec.tied_users().items()}
+    def _meet(self, shared: Mapping[str, tuple[int, ...]]) -> None:
+        """Groups with the plan's timeout: for all ranks, for this one alone, for each set of ranks that share a parameter."""
 
         def meet() -> None:
             self._watch = Watch(self.spec.timeout_seconds)
             self._group = dist.new_group(timeout=self._timeout)
-            groups = {ranks: dist.new_group(ranks, timeout=self._timeout) for ranks in dict.fromkeys(users.values())}
-            self._tied = {name: (ranks, groups[ranks]) for name, ranks in users.items() if self.rank in ranks}
+            alone = [dist.new_group([rank], timeout=self._timeout) for rank in range(dist.get_world_size())]
+            self._alone = alone[self.rank]
+            groups = {ranks: dist.new_group(ranks, timeout=self._timeout) for ranks in dict.fromkeys(shared.values())}
+            self._shared = {name: (ranks, groups[ranks]) for name, ranks in shared.items() if self.rank in ranks}
 
         self._set_up(meet)
 
@@ -106,24 +107,32 @@ class DistributedPipe(Pipe):
             self._check_same_inputs(microbatches)
             self._checked_inputs = True
         losses = self._engine.step(microbatches, loss_grad)
-        self._sum_tied_grads()
-        return losses
+        self._sum_shared_grads()
+        return self._everybodys(losses, len(microbatches), loss_grad)
 
-    def _combine(self, losses: list[Tensor]) -> Tensor:
-        loss = super()._combine(losses) if self.rank == self._last else torch.empty_like(self._loss_grad())
+    def _everybodys(self, losses: Mapping[int, Tensor], n: int, like: Tensor) -> list[Tensor]:
+        """The losses of all ``n`` microbatches, each of which one rank has: exact, for the others add zeros in float64."""
+        found = like.new_zeros(n, dtype=torch.float64)
+        for microbatch, loss in losses.items():
+            found[microbatch] = loss
         with self._watch.exchange("learn the loss", self._others):
-            dist.broadcast(loss, self._last, self._group)
-        return loss
+            dist.all_reduce(found, group=self._group)
+        return list(found.to(like.dtype).unbind())
 
-    def _sum_tied_grads(self) -> None:
-        """Every user of a tied parameter gets the sum of all users' gradients, so that all copies take the same step."""
+    def _sum_shared_grads(self) -> None:
+        """Every rank that has a tied or replicated parameter gets the sum of all gradients, so that all take the same step."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name, (ranks, group) in self._tied.items():
+        for name, (ranks, group) in self._shared.items():
             total = self.runners[0].separate_grads.pop(name, None)
             total = torch.zeros_like(parameters[name]) if total is None else total
             with self._watch.exchange(f"sum the gradients of {name}", [r for r in ranks if r != self.rank]):
                 dist.all_reduce(total, group=group)
             add_gradient(parameters[name], total)
+
+    def _replicated_tensors(self) -> list[str]:
+        """Whatever of the model replicated stages read."""
+        stages = (s for s in self.spec.stages.stages if self.spec.lowered.replicas[s.index] > 1)
+        return [b.name for s in stages for b in s.forward.inputs if b.kind in ("parameter", "buffer")]
 
     @torch.no_grad()
     def _share(self, names: Iterable[str]) -> None:
@@ -132,7 +141,7 @@ class DistributedPipe(Pipe):
         owners = self._owners(tensors)
         with self._watch.exchange("share the model", self._others):
             for name in names:
-                if id(tensors[name]) in owners:
+                if name in tensors and id(tensors[name]) in owners:
                     dist.broadcast(tensors[name].data, owners[id(tensors[name])], self._group)
 
     def _owners(self, tensors: dict[str, Tensor]) -> dict[int, int]:

@@ -16,7 +16,9 @@ class LocalPipe(Pipe):
 
     def __init__(self, spec: PipeSpec, model: nn.Module) -> None:
         super().__init__(spec, model)
-        self.runners = tuple(spec.runner(i, model) for i in range(len(spec.stages.stages)))
+        self.runners = tuple(
+            spec.runner(i, model, frozenset(spec.tied_users())) for i in range(len(spec.stages.stages))
+        )
         self._engine = LocalEngine(self.runners, spec.schedule)
 
     def _run(self, microbatches: list[dict[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:

@@ -38,9 +38,19 @@ class PipeSpec:
         trained = {b.name for s in self.stages.stages for b in s.backward.outputs if b.kind == "gradient"}
         return {t.name: t.users for t in self.tied if len(t.users) > 1 and t.name in trained}
 
-    def runner(self, stage: int, model: nn.Module) -> StageRunner:
-        """The stage ready to run on the model's tensors; gradients of tied parameters are kept apart."""
-        separate = frozenset(name for name, users in self.tied_users().items() if stage in users)
+    def shared_ranks(self) -> dict[str, tuple[int, ...]]:
+        """The trained parameters of which several ranks compute gradients, tied or of a replicated stage, with those ranks."""
+        users = {name: set(stages) for name, stages in self.tied_users().items()}
+        for stage in self.stages.stages:
+            parameters = {b.name for b in stage.forward.inputs if b.kind == "parameter"}
+            trained = parameters & {b.name for b in stage.backward.outputs if b.kind == "gradient"}
+            for name in trained if self.schedule.replicas[stage.index] > 1 else ():
+                users.setdefault(name, set()).add(stage.index)
+        ranks_of = self.schedule.ranks_of
+        return {name: tuple(sorted(r for u in stages for r in ranks_of(u))) for name, stages in sorted(users.items())}
+
+    def runner(self, stage: int, model: nn.Module, separate: frozenset[str]) -> StageRunner:
+        """The stage ready to run on the model's tensors; gradients of ``separate`` parameters are kept apart."""
         return StageRunner(self.stages.stages[stage], model, self.constants, self.compiler, separate)
 
 

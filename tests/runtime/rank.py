@@ -6,6 +6,7 @@ when one fails; they write to ``FOLDER/CASE-RANK.json``, and their errors to ``.
 """
 
 import copy
+import hashlib
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ import fxpipe
 from fxpipe.errors import FxpipeError
 from fxpipe.runtime.local import LocalPipe
 
+REPLICATED = (("gpt", (2, 1, 1)), ("mlp", (3, 1)), ("tied", (2, 2)), ("mlp", (1, 3)), ("mlp", (4,)))
+"""Models with the replicas of their stages, on 4 ranks."""
 CASES = {"kill": 3, "kill-of-4": 4, "raise": 3, "hang": 3, "absent": 3}
 """The ways to fail, with the number of ranks. It is always rank 1 that fails."""
 
@@ -67,6 +70,34 @@ def like_local(name: str, n_microbatches: int, format: str | None = None) -> dic
     return {"unlike_local": unlike, "from_eager": far, "parameters": sorted(mine), "messages": _kinds(plan)}
 
 
+def replicated(name: str, widths: tuple[int, ...], n_microbatches: int = 8) -> dict[str, Any]:
+    """Three steps of a plan with replicas, against the same plan in one process; what this rank has in the end, as digests."""
+    model, args, kwargs = small_without_dropout(name)
+    options = {"n_ranks": ranks(), "replicas": widths, "n_microbatches": n_microbatches, "timeout_seconds": 60}
+    plan = fxpipe.compile(model, (args, kwargs), options)
+    twin = copy.deepcopy(model)
+    if rank() not in plan.schedule.stage_to_rank:  # the first replica's weights count
+        for p in model.parameters():
+            p.data.mul_(1.5)
+    local, pipe = LocalPipe(plan.spec(), twin), plan.pipe()
+    optimizers = [torch.optim.SGD(p.parameters(), lr=0.1, momentum=0.9) for p in (local, pipe)]
+    losses, far = [], []
+    for _ in range(3):
+        losses.append([p.step(*args, **kwargs).item() for p in (local, pipe)])
+        mine = {n for n, _ in pipe.named_parameters()}
+        far.append(relative(grads_of(model), {n: g for n, g in grads_of(twin).items() if n in mine}))
+        for optimizer in optimizers:
+            optimizer.step()  # and no zero_grad: gradients of several steps add up
+    digests = {n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for n, p in pipe.named_parameters()}
+    pipe.synchronize_model()
+    whole = relative(dict(model.named_parameters()), dict(twin.named_parameters()))
+    return {"losses": losses, "gradients": far, "digests": digests, "whole": whole, "ran": _ran(pipe)}
+
+
+def _ran(pipe: Any) -> list[str]:
+    return [str(event.action) for event in pipe.events if event.action.computation_type == "F"]
+
+
 def _kinds(plan: fxpipe.Plan) -> int:
     return max(len(s.received) for s in plan.stages.stages)
 
@@ -74,7 +105,12 @@ def _kinds(plan: fxpipe.Plan) -> int:
 def exact() -> dict[str, Any]:
     """The models that suit the number of ranks."""
     if ranks() == 4:
-        return {"unet": like_local("unet", 4), "cnn": like_local("cnn", 8), "tied": like_local("tied", 2)}
+        return {
+            "unet": like_local("unet", 4),
+            "cnn": like_local("cnn", 8),
+            "tied": like_local("tied", 2),
+            "replicated": {f"{name} {widths}": replicated(name, widths) for name, widths in REPLICATED},
+        }
     return {
         "tied": like_local("tied", 4),
         "gpt": like_local("gpt", 4, "bfp4b32"),
@@ -105,10 +141,10 @@ def memory() -> dict[str, Any]:
         stage, alive, most = pipe._engine._stage, weakref.WeakSet[torch.Tensor](), [0]
 
         def counted(method: Any, alive: Any = alive, most: Any = most) -> Any:
-            def call(tensors: Any, peer: int) -> Any:
+            def call(tensors: Any, *where: int) -> Any:
                 alive.update(tensors)
                 most[0] = max(most[0], len(alive))
-                return method(tensors, peer)
+                return method(tensors, *where)
 
             return call
 

@@ -43,10 +43,31 @@ def test_two_ranks_compute_what_one_process_computes(tmp_path):
 
 def test_four_ranks_compute_what_one_process_computes(tmp_path):
     """Long skips, BatchNorm buffers and tied weights; every rank's model is whole in the end."""
-    for rank in torchrun(4, tmp_path):
+    found = torchrun(4, tmp_path)
+    for rank in found:
+        replicated = rank.pop("replicated")
         assert {name: found["unlike_local"] for name, found in rank.items()} == {"unet": [], "cnn": [], "tied": []}
         assert max(found["from_eager"] for found in rank.values()) < 1e-5
         assert rank["unet"]["messages"] > 1
+        for case in replicated.values():
+            assert case["losses"][0][0] == case["losses"][0][1]
+            assert all(abs(a - b) <= 1e-5 * abs(a) for a, b in case["losses"])
+            assert max(*case["gradients"], case["whole"]) < 1e-5
+        rank["replicated"] = replicated
+    assert_replicas_agree([rank["replicated"] for rank in found])
+    assert [rank["replicated"]["gpt (2, 1, 1)"]["ran"] for rank in found[:2]] == [
+        ["0F0", "0F2", "0F4", "0F6"],
+        ["0F1", "0F3", "0F5", "0F7"],
+    ]
+
+
+def assert_replicas_agree(found):
+    """Every rank that has a parameter has the same bits, and some parameters are on several ranks."""
+    for name in found[0]:
+        digests = [rank[name]["digests"] for rank in found]
+        for parameter in {p for d in digests for p in d}:
+            assert len({d[parameter] for d in digests if parameter in d}) == 1, (name, parameter)
+        assert sum(map(len, digests)) > len({p for d in digests for p in d})
 
 
 def test_the_rank_that_fails_is_named_by_all_others(tmp_path):
