@@ -115,6 +115,9 @@ def _cost_options() -> argparse.ArgumentParser:
 def _plan_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--ranks", dest="n_ranks", type=_count, metavar="N", help="workers, one stage each")
+    options.add_argument(
+        "--replicas", metavar="N,N,...", help="on how many workers each stage runs, such as 2,1,1 of 4, or auto"
+    )
     options.add_argument("--microbatches", dest="n_microbatches", type=_count, metavar="N", help="parts of a batch")
     options.add_argument("--schedule", metavar="NAME", help="1f1b or gpipe")
     options.add_argument(

@@ -50,8 +50,8 @@ class Options:
     """What to build. Every field has a default; an unknown name or value raises OptionError listing the known ones.
 
     n_ranks: processes, one stage each. replicas: on how many of them each stage runs, first to last, such as ``(2, 1, 1)`` of
-    4 ranks; they take its microbatches in turn and add up their gradients. n_microbatches: parts of a batch that flow
-    through the pipeline.
+    4 ranks, or ``"auto"``; they take its microbatches in turn and add up their gradients.
+    n_microbatches: parts of a batch that flow through the pipeline.
     schedule: ``1f1b`` or ``gpipe``. format: of saved activations (``bfp4b32``), or ``None`` to keep them as they are, or for
     each pattern of a node's name, operator or module path (``fnmatch``; the first that matches counts) such a format:
     ``{"*.mlp.*": "bfp4b32", "aten.relu": "none", "default": "bfp8b32"}``, kept as text.

@@ -10,6 +10,7 @@ import torch
 import torch.fx as fx
 import torch.nn as nn
 
+from fxpipe.costs.replica_widths import replica_widths
 from fxpipe.costs.storages import attribute_of
 from fxpipe.cuts.chain import TICKS_PER_SECOND, Chain, Cut, Limits
 from fxpipe.cuts.cut_rules import CutRules, cut_rules
@@ -25,6 +26,7 @@ from fxpipe.units import format_bytes
 
 OBJECTIVES = ("time",)
 FAMILY = "contiguous cuts of the program order"
+AUTO = "auto"
 MOST_TRIED = 128  # stages, where their number is left open
 
 
@@ -44,7 +46,8 @@ class PartitionStages(Pass):
     temporaries of operators are not counted. ``n_stages`` ``None`` takes the fewest stages that fit (1 without a limit).
 
     ``replicas``, such as ``2,1,1``: on how many ranks each stage runs, which take its microbatches in turn
-    (``fxpipe.cuts.replicated_cuts``); empty: one each. A replicated stage may not update buffers.
+    (``fxpipe.cuts.replicated_cuts``); ``auto``: as the planner finds best for ``n_stages`` ranks
+    (``fxpipe.costs.replica_widths``); empty: one each. A replicated stage may not update buffers.
 
     ``stage_hints``, ``module=hint;module=hint``: modules (or nodes) of one hint share a stage, of two hints they do not.
 
@@ -71,6 +74,10 @@ class PartitionStages(Pass):
     def __post_init__(self) -> None:
         parse_hints(self.stage_hints)
         replicas = parse_replicas(self.replicas)
+        if self.replicas == AUTO and self.n_stages is None:
+            raise OptionError(
+                f"{self.name}: replicas are {AUTO!r}, for which n_stages must say how many ranks there are"
+            )
         if replicas and self.n_stages not in (None, len(replicas)):
             raise OptionError(
                 f"{self.name}: replicas {self.replicas} are of {len(replicas)} stages, not {self.n_stages}"
@@ -91,12 +98,17 @@ class PartitionStages(Pass):
             program, program.fact(CostTable), self.bandwidth_bytes_per_second, parse_hints(self.stage_hints)
         )
         chain = rules.chain()
-        search, replicas = CutSearch(chain), parse_replicas(self.replicas)
+        search, replicas = CutSearch(chain), self._replicas(rules)
         if replicas:
             cut = self._replicated(replicas, chain, search)
         else:
             cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
         return program.with_facts(_partition(rules, chain, cut, self.objective, replicas or (1,) * len(cut.ticks)))
+
+    def _replicas(self, rules: CutRules) -> tuple[int, ...]:
+        if self.replicas == AUTO and self.n_stages is not None:
+            return replica_widths(rules, self.n_stages, self.bandwidth_bytes_per_second, self.n_microbatches or 1)
+        return parse_replicas(self.replicas)
 
     def _limits(self, n_stages: int) -> Limits:
         return Limits(n_stages, self.memory_bytes, self.n_microbatches)
@@ -150,14 +162,16 @@ class PartitionStages(Pass):
 
 
 def parse_replicas(text: str) -> tuple[int, ...]:
-    """``2,1,1`` as numbers; none where the text is empty.
+    """``2,1,1`` as numbers; none where the text is empty or ``auto``.
 
     Raises:
         OptionError: the text is not of that form.
     """
-    parts = text.split(",") if text else []
+    parts = text.split(",") if text not in ("", AUTO) else []
     if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise OptionError(f"replicas are {text!r}; expected how many ranks each stage runs on, such as '2,1,1'")
+        raise OptionError(
+            f"replicas are {text!r}; expected how many ranks each stage runs on, such as '2,1,1', or {AUTO!r}"
+        )
     return tuple(map(int, parts))
 
 

@@ -56,6 +56,7 @@ def test_json_programs_are_lists_of_text():
         "name": "1f1b",
         "n_microbatches": 2,
         "stage_to_rank": [0, 1],
+        "replicas": [1, 1],
         "programs": [["0F0", "0F1", "0B0", "0B1"], ["1F0", "1B0", "1F1", "1B1"]],
     }
 
@@ -125,7 +126,7 @@ def test_from_csv_refuses(text, message):
     ("change", "message"),
     [
         ({"extra": 1}, "expected the keys"),
-        ({"programs": "0F0"}, "stage_to_rank and programs must be lists"),
+        ({"programs": "0F0"}, "stage_to_rank, replicas and programs must be lists"),
         ({"programs": [["0F0", 3]]}, "is not a list of actions in text"),
         ({"programs": [["0F0", "0G0"], []]}, "program 0, action 1: not an action: '0G0'"),
         ({"stage_to_rank": [0, "1"]}, "not a tuple of ranks"),

@@ -50,8 +50,25 @@ def _stages(plan: Planned) -> str:
         [stage.index, len(stage.nodes), span, *_stage_cells(plan, stage)]
         for stage, span in zip(plan.partition.stages, spans, strict=True)
     ]
-    headers = ("stage", "nodes", "modules", "weights", "forward", "backward", "saves", "stores", "sends")
+    headers: tuple[str, ...] = (
+        "stage",
+        "nodes",
+        "modules",
+        "weights",
+        "forward",
+        "backward",
+        "saves",
+        "stores",
+        "sends",
+    )
+    if plan.schedule.is_replicated:
+        headers = (*headers, "ranks")
+        rows = [[*row, _rank_span(plan.schedule.ranks_of(stage))] for stage, row in enumerate(rows)]
     return f"Stages, for one microbatch\n{table(rows, headers)}"
+
+
+def _rank_span(ranks: range) -> str:
+    return f"{ranks[0]}-{ranks[-1]}" if len(ranks) > 1 else str(ranks[0])
 
 
 def _stage_cells(plan: Planned, stage: StagePlan) -> list[str]:
