@@ -101,6 +101,7 @@ FLOORS = {
     ],
     4: [
         "fxpipe/costs/storages.py",
+        "fxpipe/cuts/replicated_cuts.py",
         "fxpipe/planner/bounds.py",
         "fxpipe/planner/cuts.py",
         "fxpipe/planner/numberings.py",
@@ -166,6 +167,7 @@ FLOORS = {
         "triton_kernels/zero_coding.py",
     ],
     10: [
+        "fxpipe/costs/replica_widths.py",
         "fxpipe/inductor.py",
         "fxpipe/planner/explain.py",
         "fxpipe/planner/report.py",

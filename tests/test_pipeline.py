@@ -38,6 +38,17 @@ def test_the_options_reach_their_passes():
     ]
 
 
+def test_replicas_are_kept_as_text():
+    options = Options(n_ranks=4, replicas=(2, 1, 1), n_microbatches=2)
+    assert options == Options(n_ranks=4, replicas="2,1,1", n_microbatches=2)
+    assert (
+        "partition-stages{n_stages=3,bandwidth_bytes_per_second=10000000000.0,n_microbatches=2,replicas=2,1,1}"
+        in str(default_pipeline(options).passes[3])
+    )
+    with pytest.raises(OptionError, match="3 ranks of a stage for n_microbatches 2; each needs a microbatch at least"):
+        Options(n_ranks=4, replicas=[3, 1], n_microbatches=2)
+
+
 def test_options_from_a_mapping():
     assert Options.from_mapping({}) == Options()
     assert Options.from_mapping({"n_ranks": 2, "format": "bfp4b32"}) == Options(n_ranks=2, format="bfp4b32")
@@ -83,6 +94,8 @@ def test_an_unknown_option_lists_the_known():
         ("memory", "much", "much"),
         ("stage_compiler", "gcc", "unknown stage_compiler 'gcc'; known: inductor, none"),
         ("loss_reduction", "max", "unknown loss_reduction 'max'; known: mean, sum"),
+        ("replicas", "1,1", "replicas 1,1 are 2 ranks; n_ranks is 1"),
+        ("replicas", "half", "replicas are 'half'; expected how many ranks each stage runs on"),
         ("timeout_seconds", 0, "timeout_seconds is 0; expected more than 0"),
         ("timeout_seconds", float("nan"), "timeout_seconds is nan; expected more than 0"),
     ],

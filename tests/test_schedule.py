@@ -231,3 +231,27 @@ def test_the_grid_is_as_short_as_the_formula_says(make, n_stages, n_microbatches
 def test_a_deadlock_has_no_grid():
     with pytest.raises(ScheduleError, match="schedule 1f1b deadlocks, so it has no grid"):
         Schedule.parse(SMALL.replace("0F0 0F1 0B0", "0B0 0F1 0F0")).grid()
+
+
+def test_replicated_text_and_json_round_trip():
+    schedule = one_f_one_b(3, 5, (2, 1, 2))
+    assert str(schedule).startswith("1f1b microbatches=5 stage_to_rank=0,2,3 replicas=2,1,2\n")
+    assert Schedule.parse(str(schedule)) == schedule == Schedule.from_dict(schedule.to_dict())
+    assert [schedule.rank_of(2, m) for m in range(5)] == [3, 4, 3, 4, 3]
+    assert list(schedule.homes(Action(2, Type.REDUCE_GRAD))) == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("stage_to_rank", "replicas", "message"),
+    [
+        ((0, 2), (2,), r"replicas is \(2,\); expected a number for each of 2 stages"),
+        ((0, 2), (2, 0), r"replicas is \(2, 0\); expected a number for each of 2 stages"),
+        ((0, 2), [2, 1], r"replicas is \[2, 1\]"),
+        ((0, 1), (2, 1), r"stage 0 is replicated, but shares ranks \[1\] with others"),
+        ((0, 3), (2, 1), r"with replicas \(2, 1\) uses ranks \[0, 1, 3\]"),
+        ((0, 2), (5, 1), "stage 0 has 5 replicas for 4 microbatches"),
+    ],
+)
+def test_replicas_that_cannot_be(stage_to_rank, replicas, message):
+    with pytest.raises(ScheduleError, match=message):
+        Schedule("x", 4, stage_to_rank, ((),) * 3, replicas)

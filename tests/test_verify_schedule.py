@@ -400,3 +400,25 @@ def test_too_many_in_flight():
 def test_options(options, message):
     with pytest.raises(OptionError, match=message):
         verify_schedule(one_f_one_b(2, 2), **options)
+
+
+def replicated(change):
+    """2 stages, the first on two ranks, lowered, its text changed."""
+    text = str(add_communication(one_f_one_b(2, 4, (2, 1))))
+    assert change[0] in text
+    return Schedule.parse(text.replace(*change, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("0F0 0SEND_F0", "0F1 0SEND_F0"), "0F1 belongs on rank 1, where stage 0 is"),
+        ((" 0REDUCE_GRAD", ""), "0REDUCE_GRAD is missing from this rank"),
+        (("0B3 0REDUCE_GRAD", "0B3"), "rank 1.*0REDUCE_GRAD is missing from this rank"),
+        (("0B3 0REDUCE_GRAD", "0REDUCE_GRAD 0B3"), "rank 1.*0REDUCE_GRAD comes before 0B3, which it needs"),
+        (("0B3 0REDUCE_GRAD", "0B3 0REDUCE_GRAD 0REDUCE_GRAD"), "0REDUCE_GRAD is there twice"),
+    ],
+)
+def test_faults_of_replicated_schedules(change, message):
+    with pytest.raises(ScheduleError, match=message):
+        verify_schedule(replicated(change))

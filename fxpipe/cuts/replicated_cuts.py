@@ -66,7 +66,7 @@ class ReplicatedSearch:
         """Where stage ``[a, b)`` may start, of ``reached`` boundaries: with work to do, in time and within the memory."""
         atoms = self._atoms
         for a in reached[bisect_left(reached, earliest) :]:
-            if atoms.work[a] == atoms.work[b]:
+            if atoms.work[a] >= atoms.work[b]:
                 return
             if self.limits.memory_bytes is None or self._memory(stage, a, b) <= self.limits.memory:
                 yield a

@@ -238,3 +238,11 @@ def test_a_deadlock_is_not_simulated():
     schedule = Schedule.parse("x microbatches=1 stage_to_rank=0,1\nrank 0: 0B0 0F0\nrank 1: 1F0 1B0")
     with pytest.raises(ScheduleError, match="schedule x deadlocks and cannot be simulated; verify_schedule says where"):
         simulate(schedule, StageTimes.uniform(2, THIRDS))
+
+
+@pytest.mark.parametrize(("m", "r"), [(8, 1), (8, 2), (9, 2), (7, 4)])
+def test_replicas_divide_the_work_and_pay_for_the_sum(m, r):
+    schedule = add_communication(one_f_one_b(1, m, (r,)))
+    timeline = simulate(schedule, StageTimes.uniform(1, StageCost(3, 5, static_bytes=7, reduce_seconds=11)))
+    assert timeline.makespan_seconds == -(-m // r) * (3 + 5) + 11
+    assert timeline.peak_bytes == (7,) * r

@@ -16,6 +16,7 @@ from torch.distributed.pipelining.schedules import (
 )
 from torch.distributed.pipelining.stage import PipelineStage
 
+from fxpipe.cuts.chain import Limits
 from fxpipe.errors import OptionError, ScheduleError
 from fxpipe.ir.action import Action, ComputationType as Type
 from fxpipe.ir.schedule import Schedule
@@ -188,3 +189,49 @@ def test_a_deadlock_is_not_lowered():
     schedule = Schedule.parse("x microbatches=1 stage_to_rank=0,1\nrank 0: 0B0 0F0\nrank 1: 1F0 1B0")
     with pytest.raises(ScheduleError, match="schedule x deadlocks and cannot be lowered; verify_schedule says where"):
         add_communication(schedule)
+
+
+def test_replicas_take_the_microbatches_in_turn():
+    assert (
+        str(order("1f1b", 2, 5, (2, 1)))
+        == """\
+1f1b microbatches=5 stage_to_rank=0,2 replicas=2,1
+rank 0: 0F0 0F2 0B0 0F4 0B2 0B4
+rank 1: 0F1 0F3 0B1 0B3
+rank 2: 1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3 1F4 1B4"""
+    )
+    assert lines(order("gpipe", 2, 4, (1, 3))) == [
+        "0F0 0F1 0F2 0F3 0B0 0B1 0B2 0B3",
+        "1F0 1F3 1B0 1B3",
+        "1F1 1B1",
+        "1F2 1B2",
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(sorted(ORDERS)), st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple), st.integers(0, 9)
+)
+def test_replicated_orders_are_legal_and_bounded(name, replicas, more):
+    n_microbatches = max(replicas) + more
+    schedule = order(name, len(replicas), n_microbatches, replicas)
+    report = verify_schedule(schedule)
+    lowered = add_communication(schedule)
+    for delivery in ("rendezvous", "eager"):
+        verify_schedule(lowered, delivery=delivery)
+    assert lowered.compute_only() == schedule
+    for rank, program in enumerate(lowered.programs):
+        stage = next(s for s in range(schedule.n_stages) if rank in schedule.ranks_of(s))
+        assert program.count(Action(stage, Type.REDUCE_GRAD)) == 1
+        assert program[-1] == Action(stage, Type.REDUCE_GRAD) or program[-1].computation_type is Type.SEND_B
+        assert {a.microbatch_index for a in program} - {None} == set(
+            range(rank - schedule.stage_to_rank[stage], n_microbatches, replicas[stage])
+        )
+    if name == "1f1b":
+        limits = Limits(len(replicas), None, n_microbatches, replicas)
+        assert report.peak_in_flight_by_stage == tuple(limits.in_flight(s) for s in range(len(replicas)))
+
+
+def test_more_replicas_than_microbatches():
+    with pytest.raises(ScheduleError, match="stage 0 has 3 replicas for 2 microbatches; each needs one at least"):
+        order("1f1b", 2, 2, (3, 1))

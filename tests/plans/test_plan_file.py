@@ -92,6 +92,16 @@ def test_a_loaded_plan_is_the_saved_one(name, tmp_path):
         assert kind is LoweredStages or loaded.program.fact(kind) == fact
 
 
+def test_a_plan_with_replicas_comes_back(tmp_path):
+    model, args, kwargs = fresh("mlp")
+    plan = fxpipe.compile(model, (args, kwargs), fxpipe.Options(n_ranks=3, replicas=(2, 1), n_microbatches=2))
+    plan.save(tmp_path / "plan")
+    loaded = fxpipe.load(tmp_path / "plan", model)
+    assert str(loaded) == str(plan)
+    assert loaded.spec().shared_ranks() == plan.spec().shared_ranks() != {}
+    assert set(loaded.spec().shared_ranks().values()) == {(0, 1)}
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_graphs_come_back_node_by_node(name, tmp_path):
     plan = plan_of(name)
