@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernels import emulated
 from kernels.inputs import any_codes, classes_in_turn, near_activation, same, tops
-from kernels.kernel_formats import DECODED, FAMILY
+from kernels.kernel_formats import FAMILY, IN_LOOPS
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
@@ -64,7 +64,7 @@ def test_the_family(place, text):
     assert_equal(target, BFPFormat.parse(text), x, fused=(place % 2 == 0,))
 
 
-@pytest.mark.parametrize(("place", "text"), list(enumerate(DECODED)))
+@pytest.mark.parametrize(("place", "text"), list(enumerate(IN_LOOPS)))
 def test_what_is_only_decoded(place, text):
     fmt, dtype, target = BFPFormat.parse(text), DTYPES[place % 3], TARGETS[place % 2]
     stored = reference.compress(classes_in_turn(RAGGED, dtype, seed=place), fmt)
