@@ -62,16 +62,16 @@ def put_many(low, high, found, code, outlier_ptr, rest, C: tl.constexpr, FULL: t
         key = keys[0]
         for i in range(OUTLIERS):
             value = _bits_of_key(key, key_x, key_y, x, y, C)
-            low, high = _put_one(low, high, key, value, edge, code, outlier_ptr + i, rest, C, FULL)
+            low, high = _put_one(low, high, key, value, edge, code, key_x, outlier_ptr + i, rest, C, FULL)
             key = _key_below(key, key_x, key_y, C)
     else:
         for i in tl.static_range(OUTLIERS):
-            low, high = _put_one(low, high, keys[i], bits[i], edge, code, outlier_ptr + i, rest, C, FULL)
+            low, high = _put_one(low, high, keys[i], bits[i], edge, code, key_x, outlier_ptr + i, rest, C, FULL)
     return low, high
 
 
 @triton.jit
-def _put_one(low, high, key, bits, edge, code, outlier_ptr, rest, C: tl.constexpr, FULL: tl.constexpr):
+def _put_one(low, high, key, bits, edge, code, key_x, outlier_ptr, rest, C: tl.constexpr, FULL: tl.constexpr):
     """The same of one outlier of each block, from its key and its float32 bits."""
     N: tl.constexpr = low.shape[0]
     size = tl.maximum(bits, 0) if C.unsigned else bits & 0x7FFFFFFF
@@ -85,7 +85,17 @@ def _put_one(low, high, key, bits, edge, code, outlier_ptr, rest, C: tl.constexp
     if not C.unsigned:
         own |= ((bits >> 31) & 1) << C.magnitude_bits
     place = tl.where(entry == 0, -1, place)
-    return put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
+    return put_codes(low, high, _for_words(place, key_x, C), _for_words(own, key_x, C), C)
+
+
+@triton.jit
+def _for_words(values, key_x, C: tl.constexpr):
+    """What ``for_groups`` has, in the threads that have the keys of a group: else words may move to others' instead.
+
+    Keys have no sign, so that this adds nothing, as the compiler will find.
+    """
+    values = for_groups(values, key_x.shape[0], C).expand_dims(1)
+    return tl.max(values + (key_x >> 31), axis=1)
 
 
 @triton.constexpr_function
