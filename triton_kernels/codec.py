@@ -1,8 +1,8 @@
-"""What a kernel has to know of a format, as numbers; and which formats have kernels. Imports no torch, no triton."""
+"""What a kernel has to know of a format, as numbers. Imports no torch, no triton."""
 
 import itertools
 import math
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from . import codebooks
 from .codebook_polynomials import Thresholds, polynomial
@@ -148,11 +148,6 @@ def _farthest(fmt: BFPFormat) -> int:
 def has_one_outlier(fmt: BFPFormat) -> bool:
     """Whether a block's largest value is its outlier, and its scale that of the others: the case with faster tiles."""
     return fmt.outliers == 1 and not (fmt.unsigned or fmt.signed_levels or fmt.search)
-
-
-def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> str:
-    """Which part of ``fmt`` the kernel of that kind does not know: that goes by the definition, in eager operators."""
-    return ""
 
 
 def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:

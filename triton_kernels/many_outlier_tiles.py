@@ -36,12 +36,17 @@ def take_out_many(a, b, level_ptr, C: tl.constexpr):
     size_x, size_y = _sizes(x, key_x, C), _sizes(y, key_y, C)
     edge = _least_size(key_x, key_y, size_x, size_y, last, C)
     apart_x, apart_y = _apart(key_x, key_y, size_x, size_y, last, edge, C)
-    top = largest(tl.maximum(tl.where(apart_x, size_x, 0), tl.where(apart_y, size_y, 0)), C)
     if C.dtype != 0:
-        top = top & -256
+        top = tl.where(keys[0] >= edge, keys[0], 0) & -256
+    else:
+        top = largest(tl.maximum(tl.where(apart_x, size_x, 0), tl.where(apart_y, size_y, 0)), C)
     least = least_code_of(shortened(top, 23 - C.magnitude_bits - C.outlier_extra_bits, C), C)
     others_a, others_b = _others(a, b, apart_x, apart_y, C)
-    stored, code = _scales(a, b, others_a, others_b, least, C)
+    if C.dtype != 0 and not C.unsigned:
+        doubled = (keys[0] << 1).to(tl.uint32, bitcast=True) & 0xFFFFFE00
+    else:
+        doubled = magnitudes_of_blocks(a, b, C)
+    stored, code = _scales(others_a, others_b, doubled, least, C)
     if len(C.search) > 0:
         count = C.outliers
         if C.outlier_threshold > 0:
@@ -196,10 +201,12 @@ def _others(a, b, apart_x, apart_y, C: tl.constexpr):
 
 
 @triton.jit
-def _scales(a, b, others_a, others_b, least, C: tl.constexpr):
-    """Scale codes as ``scales_of`` has them, of at least ``least``, for a tile and the same without its outliers."""
+def _scales(others_a, others_b, doubled, least, C: tl.constexpr):
+    """Scale codes as ``scales_of`` has them, of at least ``least``, for a tile without its outliers.
+
+    ``doubled`` [BLOCKS] (uint32): twice the bits of the largest magnitudes of all.
+    """
     _, code = scales_of(others_a, others_b, C)
-    doubled = magnitudes_of_blocks(a, b, C)
     size = code & C.scale_nan
     raised = tl.minimum(tl.maximum(size, least), C.scale_nan)
     raised = tl.where(doubled < 0xFF000000, raised, C.scale_nan)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 from kernels.inputs import any_codes, every_class, same
-from kernels.kernel_formats import FAMILY, IN_LOOPS
+from kernels.kernel_formats import FAMILY
 from kernels.ptx_opcodes import fused
 from triton.runtime import interpreter
 
@@ -61,7 +61,7 @@ def test_a_tile_in_part_of_every_block_on_every_class(width, block, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("text", FAMILY + IN_LOOPS)
+@pytest.mark.parametrize("text", FAMILY)
 def test_the_family_on_every_class(text, dtype):
     assert_equal(BFPFormat.parse(text), every_class(1171, dtype)[:16384], dtype, tile=16384)
 
