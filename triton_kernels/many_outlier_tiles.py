@@ -106,7 +106,7 @@ def _for_words(values, key_x, C: tl.constexpr):
 @triton.constexpr_function
 def in_turn(C) -> bool:
     """Whether outliers are so many that they are found twice, in loops, and not kept in registers."""
-    return C.outliers > 8
+    return bool(C.outliers > 8)
 
 
 @triton.jit
