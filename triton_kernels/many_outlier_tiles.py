@@ -105,8 +105,11 @@ def _for_words(values, key_x, C: tl.constexpr):
 
 @triton.constexpr_function
 def in_turn(C) -> bool:
-    """Whether outliers are so many that they are found twice, in loops, and not kept in registers."""
-    return bool(C.outliers > 8)
+    """Whether outliers are so many that they are found twice, in loops, and not kept in registers.
+
+    On NVIDIA: for AMD, LLVM fails on some of these loops in float32.
+    """
+    return bool(C.outliers > 8 and C.packs)
 
 
 @triton.jit
