@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch._inductor.config as inductor_config
@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fxpipe.graph_module import describe, returned
 from fxpipe.saves import fused_consumers, value_facts
 from fxpipe.triton_kernels import fused, ops
-from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
+from fxpipe.triton_kernels.codec import DEVICES
 from fxpipe.triton_kernels.format import BFPFormat
 
 aten = torch.ops.aten
@@ -103,10 +103,7 @@ def _has_kernel(node: fx.Node) -> bool:
     A part of a whole may start where no kernel can.
     """
     fmt = BFPFormat.parse(str(node.args[1]))
-    kind: Literal["compress", "decompress"] = (
-        "decompress" if node.target is torch.ops.fxpipe.bfp_decompress.default else "compress"
-    )
-    if why_no_kernel(fmt, kind) or (kind == "compress" and fmt.codebook == "learned"):
+    if node.target is torch.ops.fxpipe.bfp_compress.default and fmt.codebook == "learned":
         return False
     return not any(map(_concatenated, node.all_input_nodes))
 

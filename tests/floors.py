@@ -111,6 +111,7 @@ FLOORS = {
         "triton_kernels/__init__.py",
         "triton_kernels/codec.py",
         "triton_kernels/coding.py",
+        "triton_kernels/many_outlier_tiles.py",
         "triton_kernels/outliers.py",
         "triton_kernels/packing.py",
         "triton_kernels/plane_layout.py",

@@ -73,6 +73,7 @@ def operators(graph: torch.fx.Graph) -> set[str]:
         ("bfp4b32", ["code32_ptr", "scale_ptr"]),
         ("bfp7b16", ["code32_ptr", "code16_ptr", "code8_ptr", "scale_ptr"]),
         ("bfp4b32+o1", ["code32_ptr", "scale_ptr", "outlier_ptr"]),
+        ("bfp4b32+search+o2t1", ["code32_ptr", "scale_ptr", "outlier_ptr"]),
         ("bfp4b32+sr", ["code32_ptr", "scale_ptr"]),
         ("bfp2b32:gauss+e4", ["code16_ptr", "scale_ptr"]),
     ],
@@ -113,8 +114,6 @@ def test_equal_layouts_are_traced_once(text, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        ("bfp4b32+o2", ["compress"]),
-        ("bfp4b32+search+o1", ["compress"]),
         ("bfp4b32:learned", ["compress"]),
         ("bfp4b32:learned+dither", ["compress"]),
     ],
@@ -196,7 +195,9 @@ def test_after_the_passes_of_the_user():
     assert with_inlined_kernels() == {"post_grad_custom_post_pass": [inline_kernels._PASS]}
 
 
-@pytest.mark.parametrize("text", ["bfp4b32", "bfp5b16:gauss+e5m3", "bfp4b32+o1", "bfp4b32:gauss+e6m2+search"])
+@pytest.mark.parametrize(
+    "text", ["bfp4b32", "bfp5b16:gauss+e5m3", "bfp4b32+o1", "bfp4b32:gauss+e6m2+search", "bfp4b32+o2"]
+)
 def test_the_code_that_inductor_generates_equals_the_reference(text, tmp_path):
     module = on_gpu(stored(text, decoded=False), torch.randn(33, 64).bfloat16())
     ptx = parse(inlined_kernel(generated(module, **with_inlined_kernels()), "compress_kernel_0", tmp_path).asm["ptx"])

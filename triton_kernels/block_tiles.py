@@ -85,6 +85,13 @@ def largest(values, C: tl.constexpr):
     return of_threads(values.expand_dims(1))
 
 
+@triton.jit
+def sums(values, C: tl.constexpr):
+    """The sum [BLOCKS] of each block's ``values`` [N, 4]."""
+    values = tl.sum(tl.sum(by_thread(values, C), axis=3), axis=1)
+    return tl.reshape(values, [values.numel])
+
+
 @triton.constexpr_function
 def blocks_in_run(N, C) -> int:
     """Blocks that end in a run, at least 1; and no block is in two threads if it is more."""
@@ -165,10 +172,20 @@ def store(pointers, values, keep, FULL: tl.constexpr):
 
 
 @triton.jit
-def store_for_blocks(pointer, values, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr):
-    """Store ``values`` [BLOCKS] at ``pointer`` in the order of the blocks, of which the last may hold but ``rest`` values."""
+def store_for_blocks(
+    pointer, values, rest, N: tl.constexpr, C: tl.constexpr, FULL: tl.constexpr, APART: tl.constexpr = 1
+):
+    """Store ``values`` [BLOCKS], so far APART, at ``pointer`` in the order of the blocks.
+
+    The last of them may hold but ``rest`` values.
+    """
     SHAPE: tl.constexpr = _shape(N, C)
-    if SHAPE[0] > 1:
+    if SHAPE[0] > 1 and APART > 1:  # one by one, so that every thread stores its own
+        values = one_by_one(tl.reshape(values, [SHAPE[0], SHAPE[2]]))
+        for i in tl.static_range(len(values)):
+            block = tl.arange(0, SHAPE[2]) * SHAPE[0] + i
+            store(pointer + block * APART, values[i], block * C.block < rest, FULL)
+    elif SHAPE[0] > 1:
         block = tl.arange(0, SHAPE[2]).expand_dims(1) * SHAPE[0] + tl.arange(0, SHAPE[0]).expand_dims(0)
         store(pointer + block, tl.trans(tl.reshape(values, [SHAPE[0], SHAPE[2]])), block * C.block < rest, FULL)
     else:
@@ -178,6 +195,6 @@ def store_for_blocks(pointer, values, rest, N: tl.constexpr, C: tl.constexpr, FU
         keep = block * C.block < rest
         if SHAPE[3] > 1:  # by the first of the threads
             first = thread % SHAPE[3] == 0
-            tl.store(pointer + block, values, mask=first if FULL else first & keep)
+            tl.store(pointer + block * APART, values, mask=first if FULL else first & keep)
         else:
-            store(pointer + block, values, keep, FULL)
+            store(pointer + block * APART, values, keep, FULL)

@@ -1,8 +1,8 @@
-"""What a kernel has to know of a format, as numbers; and which formats have kernels. Imports no torch, no triton."""
+"""What a kernel has to know of a format, as numbers. Imports no torch, no triton."""
 
 import itertools
 import math
-from typing import Literal, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 from . import codebooks
 from .codebook_polynomials import Thresholds, polynomial
@@ -45,6 +45,7 @@ class Codec(NamedTuple):
     last: tuple[int, ...]  # the greatest
     dither: str
     outliers: int
+    one_outlier: bool  # found by ``outlier_tiles`` when values are compressed
     outlier_threshold: int
     outlier_extra_bits: int
     inexact: bool  # decoded values have more bits than the dtype
@@ -96,6 +97,7 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         last=cells[1],
         dither=fmt.dither,
         outliers=fmt.outliers,
+        one_outlier=has_one_outlier(fmt),
         outlier_threshold=fmt.outlier_threshold,
         outlier_extra_bits=fmt.outlier_extra_bits,
         inexact=dtype == "bfloat16" and _significant_bits(fmt) > 8,
@@ -143,18 +145,9 @@ def _farthest(fmt: BFPFormat) -> int:
     return math.ceil(first * ratio)
 
 
-def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> str:
-    """Which part of ``fmt`` the kernel of that kind does not know: that goes by the definition, in eager operators."""
-    parts = {
-        "+search with outliers": kind == "compress" and fmt.search and fmt.outliers > 0,
-        "outliers (but for one, under scales without a sign, and no threshold if '+unsigned')": kind == "compress"
-        and (fmt.outliers > 1 or (fmt.outliers == 1 and fmt.signed_levels) or _threshold_of_unsigned(fmt)),
-    }
-    return ", ".join(name for name, there in parts.items() if there)
-
-
-def _threshold_of_unsigned(fmt: BFPFormat) -> bool:
-    return fmt.unsigned and fmt.outlier_threshold > 0
+def has_one_outlier(fmt: BFPFormat) -> bool:
+    """Whether a block's largest value is its outlier, and its scale that of the others: the case with faster tiles."""
+    return fmt.outliers == 1 and not (fmt.unsigned or fmt.signed_levels or fmt.search)
 
 
 def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ def fused_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
-    outlier_ptr += block
+    outlier_ptr += block * C.outliers
     if EVEN or rest == BLOCKS * C.block:
         _fused_tile(
             x_ptr, y_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, rest, ACTIVATION, STORED, C,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .block_tiles import for_groups, numbers, store_for_blocks
+from .many_outlier_tiles import put_many, take_out_many
 from .memory_tiles import load, load_codes, load_values, pairs, store_code_rows, store_values
 from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_out
 from .pair_tiles import float_bits
@@ -52,7 +53,7 @@ def compress_kernel(
     code16_ptr += group
     code8_ptr += group
     scale_ptr += block
-    outlier_ptr += block
+    outlier_ptr += block * C.outliers
     if EVEN or rest == BLOCKS * C.block:
         _compress_tile(
             x_ptr, code32_ptr, code16_ptr, code8_ptr, scale_ptr, outlier_ptr, level_ptr, seed_ptr, group, rest, C,
@@ -161,23 +162,27 @@ def compress_tile(
 ):
     """Store the tile (a, b) as ``load_values`` has it, of which ``rest`` values are; FULL: all."""
     N: tl.constexpr = BLOCKS * (C.block // 8)
-    if C.outliers > 0:
+    if C.one_outlier:
         stored, code, entry, place, own, a, b = take_out(a, b, C)
+    elif C.outliers > 0:
+        stored, code, found, a, b = take_out_many(a, b, level_ptr, C)
     else:
         stored, code = scales_of(a, b, C)
         if len(C.search) > 0:
-            code, a, b = searched(a, b, stored, level_ptr, C)
+            code, a, b = searched(a, b, stored, 0, 0, level_ptr, C)
             stored = code
         if C.dtype != 0:
             a, b = float_bits(a, C)
     store_for_blocks(scale_ptr, stored.to(tl.uint8), rest, N, C, FULL)
-    if C.outliers > 0:
+    if C.one_outlier:
         store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
     counter = (first_group + numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
     low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
-    if C.outliers > 0:
+    if C.one_outlier:
         low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
+    elif C.outliers > 0:
+        low, high = put_many(low, high, found, code, outlier_ptr, rest, C, FULL)
     store_code_rows(low, high, code32_ptr, code16_ptr, code8_ptr, rest, C, FULL)
 
 

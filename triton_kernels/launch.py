@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
 from . import learned, packing
-from .codec import codec
+from .codec import codec, has_one_outlier
 from .format import DTYPES, GROUP, BFPFormat, Plane
 from .fused_kernels import fused_kernel
 from .kernels import compress_kernel, decompress_kernel
@@ -164,7 +164,8 @@ def _launch(
 
 def _options(kernel: Any, fmt: BFPFormat, architecture: int, dtype: str) -> dict[str, int]:
     """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
-    slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or fmt.outliers > 1
+    many = fmt.outliers > 0 and not has_one_outlier(fmt) if kernel is compress_kernel else fmt.outliers > 1
+    slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or many
     if not architecture or slow or kernel is fused_kernel:  # these take the registers that they want
         return {"num_warps": N_WARPS}
     if fmt.search and kernel is compress_kernel:

@@ -1,8 +1,6 @@
 """The operators ``fxpipe::bfp_compress`` and ``fxpipe::bfp_decompress``, each one visible node in every graph.
 
 CUDA and HIP tensors go to the Triton kernels, CPU tensors to ``cpu``; fake tensors get their shapes, symbolic ones too.
-Formats that the kernels do not know (``codec.why_no_kernel``) go by the definition in eager operators on the GPU: the same
-bits, slower.
 Importing this module registers the operators. Neither is differentiable, and both leave their inputs alone.
 
 ``order`` is a permutation of the dimensions: values are stored in the row-major order of ``x.permute(order)``, and the
@@ -20,14 +18,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import by_definition, cpu, exact, fused, open_decoding, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
-from .codec import why_no_kernel
+from . import cpu, exact, fused, open_decoding, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
 from .format import BFPFormat
 from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name
-
-_GPU_CHUNK = 1 << 22
-"""Values that go by the definition at a time on a GPU: some 300 MB."""
 
 _LIBRARY = torch.library.Library("fxpipe", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
@@ -105,8 +99,6 @@ def _decompress_with(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _encode_gpu(values: Tensor, fmt: BFPFormat, seed: Tensor | None) -> Sequence[Tensor]:
     from . import launch
 
-    if why_no_kernel(fmt, "compress"):
-        return by_definition.compress(values, fmt, seed, _GPU_CHUNK)
     return launch.compress(values, fmt, seed)
 
 
@@ -115,8 +107,6 @@ def _decode_gpu(
 ) -> Tensor:
     from . import launch
 
-    if why_no_kernel(fmt, "decompress"):
-        return by_definition.decompress(planes, fmt, numel, dtype, seed, _GPU_CHUNK)
     return launch.decompress(planes, fmt, numel, dtype, seed)
 
 

@@ -37,13 +37,13 @@ def take_out(a, b, C: tl.constexpr):
     if in_place(C):
         key, magnitude, doubled = two_largest(a, C)
         index = -(key & 127) + (C.block - 1)
-        stored, code, entry, own = _entries(magnitude, magnitude, doubled, index, C)
+        stored, code, entry, own = _entries(magnitude, doubled, index, C)
         a, b = float_bits(a, C)
         return stored, code, entry, tl.where(entry == 0, -1, index), own, a, b
     else:
         if C.dtype != 0:
             a, b = float_bits(a, C)
-        key_a, key_b = _keys(a, b, C)
+        key_a, key_b = keys_of(a, b, C)
         key = largest(tl.maximum(key_a, key_b), C)
         chosen = for_groups(key, N, C).expand_dims(1)
         here_a, here_b = key_a == chosen, key_b == chosen
@@ -54,49 +54,68 @@ def take_out(a, b, C: tl.constexpr):
         doubled_a = tl.where(here_a, 0, a << 1).to(tl.uint32, bitcast=True)
         doubled_b = tl.where(here_b, 0, b << 1).to(tl.uint32, bitcast=True)
         index = -(key & 127 if C.dtype == 0 else (key >> 1) & 127) + 127
-        magnitude = bits & 0x7FFFFFFF
         rest = largest(tl.maximum(doubled_a, doubled_b), C)
-        stored, code, entry, own = _entries(magnitude, tl.maximum(bits, 0) if C.unsigned else magnitude, rest, index, C)
-        if not C.unsigned:
-            own |= ((bits >> 31) & 1) << C.magnitude_bits
+        stored, code, entry, own = _entries(bits & 0x7FFFFFFF, rest, index, C)
+        own |= ((bits >> 31) & 1) << C.magnitude_bits
         gone = for_groups(tl.where(entry == 0, -1, key), N, C).expand_dims(1)
         a, b = tl.where(key_a == gone, 0, a), tl.where(key_b == gone, 0, b)
         return stored, code, entry, tl.where(entry == 0, -1, index), own, a, b
 
 
 @triton.jit
-def _entries(magnitude, outlier, rest, index, C: tl.constexpr):
+def _entries(magnitude, rest, index, C: tl.constexpr):
     """Scale codes, entries, and own codes without a sign.
 
-    From the bits of the largest magnitudes, the same or 0 where they cannot be outliers, and twice the others' largest.
+    From the bits of the largest magnitudes, and twice the others' largest.
     """
     finite = (magnitude < 0x7F800000) & (rest < 0xFF000000)
-    rounded = _shortened(outlier, 23 - C.magnitude_bits - C.outlier_extra_bits, C)
+    rounded = shortened(magnitude, 23 - C.magnitude_bits - C.outlier_extra_bits, C)
     if C.outlier_threshold > 0:
-        apart = outlier - (C.outlier_threshold << 23) >= (rest >> 1).to(tl.int32)
+        apart = magnitude - (C.outlier_threshold << 23) >= (rest >> 1).to(tl.int32)
         rounded = tl.where(apart, rounded, 0)
         rest = tl.where(apart, rest, tl.maximum(rest, (magnitude << 1).to(tl.uint32, bitcast=True)))
-    exponent = rounded >> (C.magnitude_bits + C.outlier_extra_bits)
-    code = tl.maximum(code_of(rest, C), ((exponent + (_BIAS - _MAX_FIELD)) << C.scale_mantissa_bits) - C.scale_base)
+    code = tl.maximum(code_of(rest, C), least_code_of(rounded, C))
     code = tl.where(finite, tl.minimum(code, C.scale_nan), C.scale_nan)
-    field = exponent - exponent_of(code, C) + _BIAS
-    used = (field >= 1) & (rounded > 0) & (code != C.scale_nan)
-    extra = rounded & ((1 << C.outlier_extra_bits) - 1)
-    entry = tl.where(used, (field << 12) | (extra << (12 - C.outlier_extra_bits)) | index, 0)
-    own = (rounded >> C.outlier_extra_bits) & ((1 << C.magnitude_bits) - 1)
+    entry = entry_of(rounded, index, code, C)
     stored = tl.where((magnitude == 0) & (rest == 0), 0, code) if C.scale_zero else code
-    return stored, code, entry, own
+    return stored, code, entry, own_code(rounded, C)
 
 
 @triton.jit
-def _keys(a, b, C: tl.constexpr):
-    """Magnitudes' bits, the low 7 of which say where in its block a value is; the first of equal values has the most."""
+def least_code_of(rounded, C: tl.constexpr):
+    """The least scale code under which a value of that many bits, as ``shortened`` leaves them, can be an entry."""
+    exponent = rounded >> (C.magnitude_bits + C.outlier_extra_bits)
+    return ((exponent + (_BIAS - _MAX_FIELD)) << C.scale_mantissa_bits) - C.scale_base
+
+
+@triton.jit
+def entry_of(rounded, index, code, C: tl.constexpr):
+    """Entries of shortened values under scales with that code; 0 where not used."""
+    exponent = exponent_of(code & C.scale_nan if C.scale_signed else code, C)
+    field = (rounded >> (C.magnitude_bits + C.outlier_extra_bits)) - exponent + _BIAS
+    used = (field >= 1) & (rounded > 0) & (code != C.scale_nan)
+    extra = rounded & ((1 << C.outlier_extra_bits) - 1)
+    return tl.where(used, (field << 12) | (extra << (12 - C.outlier_extra_bits)) | index, 0)
+
+
+@triton.jit
+def own_code(rounded, C: tl.constexpr):
+    """The code of an outlier without its sign."""
+    return (rounded >> C.outlier_extra_bits) & ((1 << C.magnitude_bits) - 1)
+
+
+@triton.jit
+def keys_of(a, b, C: tl.constexpr):
+    """Magnitudes' bits, the low 7 of which say where in its block a value is; the first of equal values has the most.
+
+    Those of 16-bit values have the sign below that.
+    """
     place_a, place_b = _places(numbers(a.shape[0], C), C)
     if C.unsigned:
         a, b = tl.maximum(a, 0), tl.maximum(b, 0)
     if C.dtype == 0:
         return (a & 0x7FFFFF80) | (-place_a + 127), (b & 0x7FFFFF80) | (-place_b + 127)
-    else:  # there is room for the sign, too
+    else:
         key_a = (a & 0x7FFFFF00) | ((a >> 31) & 1) | (-place_a + 127) * 2
         key_b = (b & 0x7FFFFF00) | ((b >> 31) & 1) | (-place_b + 127) * 2
         return key_a, key_b
@@ -121,7 +140,7 @@ def _largest(a, b, C: tl.constexpr):
 
 
 @triton.jit
-def _shortened(bits, DROP: tl.constexpr, C: tl.constexpr):
+def shortened(bits, DROP: tl.constexpr, C: tl.constexpr):
     """The bits of floats without the lowest DROP, to nearest even, finite ones below infinity."""
     EMPTY: tl.constexpr = 0 if C.dtype == 0 else 16 if C.dtype == 1 else 13
     if DROP <= EMPTY:
@@ -144,9 +163,10 @@ def put_codes(low, high, place, own, C: tl.constexpr):
 
 @triton.jit
 def _put(word, place, number, own, FIELDS: tl.constexpr, C: tl.constexpr):
-    """The words [N] with the magnitudes of codes replaced; word ``number`` of a block has FIELDS of its codes."""
+    """The words [N] with codes replaced, but for signs; word ``number`` of a block has FIELDS of its codes."""
     shift = (place & (FIELDS - 1)) * C.width
-    others = ((((1 << C.magnitude_bits) - 1) << shift) ^ -1).to(tl.uint32, bitcast=True)
+    BITS: tl.constexpr = C.width if C.scale_signed else C.magnitude_bits  # there a zero's code may have the top bit
+    others = ((((1 << BITS) - 1) << shift) ^ -1).to(tl.uint32, bitcast=True)
     put = (word & others) | (own << shift).to(tl.uint32, bitcast=True)
     return tl.where((place >> (3 if FIELDS == 8 else 2)) == number, put, word)
 

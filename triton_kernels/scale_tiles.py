@@ -26,7 +26,7 @@ def scales_of(a, b, C: tl.constexpr):
         positive, opposite = _doubled_extremes(a, b, C)
         doubled = tl.maximum(positive, opposite)
     else:
-        doubled = _doubled_largest(a, b, C)
+        doubled = magnitudes_of_blocks(a, b, C)
     code = code_of(doubled, C)
     if C.scale_up or C.scale_base > 0:
         code = tl.minimum(code, C.scale_nan)
@@ -57,7 +57,7 @@ def exponent_of(code, C: tl.constexpr):
 
 
 @triton.jit
-def _doubled_largest(a, b, C: tl.constexpr):
+def magnitudes_of_blocks(a, b, C: tl.constexpr):
     """Twice the bits of each block's largest magnitude; infinities and NaNs are on top."""
     if C.dtype != 0 and C.packs:
         return doubled_largest(a, C)

@@ -33,9 +33,10 @@ _ROUND_TO_HALF = tl.constexpr(8388608 + 0x6600)  # the low half of n plus this i
 
 
 @triton.jit
-def searched(a, b, code, level_ptr, C: tl.constexpr):
+def searched(a, b, code, lowest_code, gone, level_ptr, C: tl.constexpr):
     """The best scale codes [BLOCKS] (int32) for a tile as it was loaded, from the first ones, and the tile.
 
+    With outliers, which are zeros in the tile: ``gone`` [BLOCKS] of a block, and codes of at least ``lowest_code`` [BLOCKS].
     Code 0, that of a block of zeros, stays: whatever it makes of zeros, encoding makes zeros.
     """
     N: tl.constexpr = a.shape[0]
@@ -43,15 +44,15 @@ def searched(a, b, code, level_ptr, C: tl.constexpr):
     sign = code - magnitude
     inverses = ()
     for i in tl.static_range(len(C.search)):
-        tried = _candidate(magnitude, C.search[i], C)
+        tried = _candidate(magnitude, C.search[i], lowest_code, C)
         inverses = inverses + (for_runs(reciprocal(tried + sign, 0 if C.codebook else 4, C), N, C),)
     totals, counts = _errors_of_runs(a, b, inverses, level_ptr, C)
-    lowest = _candidate(magnitude, _lowest_offset(C), C)
-    too_much = _of_zeros(counts, N, level_ptr, C)
+    lowest = _candidate(magnitude, _lowest_offset(C), lowest_code, C)
+    too_much = _of_zeros(counts, gone, N, level_ptr, C)
     best = magnitude
     least = _weighted(sums_of_runs(totals[0], N, C) - too_much, magnitude, lowest, C)
     for i in tl.static_range(1, len(C.search)):
-        tried = _candidate(magnitude, C.search[i], C)
+        tried = _candidate(magnitude, C.search[i], lowest_code, C)
         error = _weighted(sums_of_runs(totals[i], N, C) - too_much, tried, lowest, C)
         best = tl.where(error < least, tried, best)
         least = tl.minimum(error, least)
@@ -68,9 +69,12 @@ def _lowest_offset(C) -> int:
 
 
 @triton.jit
-def _candidate(magnitude, OFFSET: tl.constexpr, C: tl.constexpr):
+def _candidate(magnitude, OFFSET: tl.constexpr, lowest_code, C: tl.constexpr):
     """The codes so far from the first ones', within the range."""
-    return tl.minimum(tl.maximum(magnitude + OFFSET, C.scale_least), C.scale_nan - 1)
+    code = tl.maximum(magnitude + OFFSET, C.scale_least)
+    if C.outliers > 0:
+        code = tl.maximum(code, lowest_code)
+    return tl.minimum(code, C.scale_nan - 1)
 
 
 @triton.jit
@@ -83,11 +87,17 @@ def _weighted(total, magnitude, lowest, C: tl.constexpr):
 
 
 @triton.jit
-def _of_zeros(counts, N: tl.constexpr, level_ptr, C: tl.constexpr):
-    """What the zeros of ``+unsigned`` come to in each block's sum of errors [BLOCKS]; ``counts``: the other values."""
+def _of_zeros(counts, gone, N: tl.constexpr, level_ptr, C: tl.constexpr):
+    """What the zeros of ``+unsigned`` come to in each block's sum of errors [BLOCKS]; ``counts``: the other values.
+
+    Else what as many zeros as are outliers do, under codebooks without a level of zero.
+    """
     if C.unsigned:
         each = loaded_level(level_ptr + 1, C) if C.learned else (C.levels[1] if C.codebook else 8)
         return (-sums_of_runs(counts, N, C) + C.block) * (each * each)
+    elif C.outliers > 0 and C.codebook:
+        error = _error_of_codebook(tl.zeros([1], tl.float32), 1.0, level_ptr, C).to(tl.int32)
+        return gone * (error * error)
     else:
         return 0
 

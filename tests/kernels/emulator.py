@@ -2,7 +2,8 @@
 
 Stricter than a device: every access must be aligned and lie inside a buffer that allows it, shuffles need whole warps,
 registers must have been written before they are read. Threads that part at a branch go on by themselves. What it does
-not know it refuses by name: shared memory, barriers and loops among it. ptxas and the device itself are trusted.
+not know it refuses by name: shared memory and barriers among it. Loops must end soon. ptxas and the device itself are
+trusted.
 """
 
 import re
@@ -14,6 +15,7 @@ from kernels.ptx import Instruction, Kernel, PtxError
 from kernels.ptx_opcodes import DTYPES, OPCODES, Array, fused
 
 WARP = 32
+_ROUNDS = 1000
 _NOTHING = 0x7FA5A5A5  # a NaN, for the half of a pair that the compiler leaves undefined as nothing depends on it
 _REGISTER_BITS = {"p": "pred", "rs": "b16", "r": "b32", "rd": "b64"}
 _NUMBER = re.compile(r"-?\d+|0x[0-9A-Fa-f]+|0f[0-9A-F]{8}")
@@ -75,11 +77,13 @@ class Threads:
         self.kernel, self.memory, self.arguments, self.fuse = kernel, memory, arguments, fuse
         self.registers: dict[str, Array] = {}
         self.products: dict[str, tuple[Array, Array]] = {}
+        self.rounds = 0  # of loops, so far
 
     def part(self, chosen: Array) -> "Threads":
         """Some of the threads, by themselves."""
         some = Threads(self.kernel, self.memory, self.arguments, self.fuse)
         some.registers = {name: values[chosen] for name, values in self.registers.items()}
+        some.rounds = self.rounds
         return some
 
     @property
@@ -96,8 +100,10 @@ class Threads:
                     return None
                 if instruction.opcode in ("bra", "bra.uni"):
                     to = self.kernel.labels[instruction.operands[0]]
-                    if to <= place:
-                        raise PtxError("the emulator runs no loops")
+                    if to <= place and active.any():
+                        self.rounds += 1
+                        if self.rounds > _ROUNDS:
+                            raise PtxError(f"the emulator runs no loops of more than {_ROUNDS} rounds")
                     if not active.all() and active.any():
                         self.part(active).run(to)
                         return self.part(~active).run(place + 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fxpipe.triton_kernels import BFPFormat, packing
+from fxpipe.triton_kernels.format import OUTLIER_BIAS
 from fxpipe.triton_kernels.fused import ACTIVATIONS
 
 
@@ -121,8 +122,11 @@ def any_codes(planes: Sequence[Tensor], fmt: BFPFormat, g: torch.Generator) -> l
     own = [planes[-1]] if fmt.codebook == "learned" else []  # levels
     behind = len(planes) - len(own)
     nan = (scales & scale.nan == scale.nan).unsqueeze(1)
-    entries = planes[behind - (fmt.outliers > 0) : behind]  # no outliers in blocks that are NaN
-    entries = [entry.view(-1, fmt.outliers).masked_fill(nan, 0).flatten() for entry in entries]
+    exponents = ((scales & scale.nan) + scale.base >> scale.mantissa_bits).unsqueeze(1)
+    entries = list(planes[behind - (fmt.outliers > 0) : behind])  # no outliers in blocks that are NaN, and finite ones
+    for place, entry in enumerate(entry.view(-1, fmt.outliers) for entry in entries):
+        beyond = exponents + (entry.int() >> 12 & 15) > 254 + OUTLIER_BIAS
+        entries[place] = entry.masked_fill(nan | beyond, 0).flatten()
     return [*codes, *packing.pack_scales(scales, fmt), *entries, *own]
 
 

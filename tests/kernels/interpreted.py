@@ -8,7 +8,7 @@ import pytest
 import torch
 import triton
 from kernels.inputs import any_codes, every_class, same
-from kernels.kernel_formats import DECODED, FAMILY
+from kernels.kernel_formats import FAMILY
 from kernels.ptx_opcodes import fused
 from triton.runtime import interpreter
 
@@ -67,11 +67,11 @@ def test_the_family_on_every_class(text, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("text", DECODED)
-def test_what_is_only_decoded(text, dtype):
-    fmt, x = BFPFormat.parse(text), every_class(1171, dtype)[:16384]
-    codes = any_codes(reference.compress(x, fmt), fmt, torch.Generator().manual_seed(1))
-    assert same(launch.decompress(codes, fmt, 16384, dtype), reference.decompress(codes, fmt, 16384, dtype))
+@pytest.mark.parametrize("text", ["bfp4b16+unsigned+o1", "bfp4b8+unsigned+o2t1"])
+def test_an_infinity_in_a_block_that_has_nothing_above_zero(text, dtype):
+    x = -torch.arange(64, dtype=torch.float32)
+    x[torch.tensor([0, 17, 40])] = -torch.inf
+    assert_equal(BFPFormat.parse(text), x.to(dtype), dtype, tile=128)
 
 
 @pytest.mark.parametrize("tile", [1024, 4096])

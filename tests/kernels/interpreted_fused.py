@@ -9,7 +9,7 @@ from fxpipe.triton_kernels import BFPFormat, launch, reference
 from fxpipe.triton_kernels.fused import ACTIVATIONS, STORED, by_definition, on_gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FORMATS = ["bfp4b32", "bfp8b16", "bfp3b64+unsigned", "bfp2b32+e4", "bfp3b16:gauss+e5m3", "bfp4b32+o1"]
+FORMATS = ["bfp4b32", "bfp8b16", "bfp3b64+unsigned", "bfp2b32+e4", "bfp3b16:gauss+e5m3", "bfp4b32+o1", "bfp4b32+o2"]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),

@@ -17,6 +17,10 @@ FAMILY = [
     "bfp3b16:lossy-lite", "bfp3b64:lossy-normal+e5m3", "bfp2b16:lossy-aggressive", "bfp2b16:lossy-lite+unsigned",
     *(f"bfp4b{block}+o1" for block in (8, 32, 128)), "bfp3b16+e5m3+o1", "bfp8b32+o1", "bfp5b64+unsigned+e6m2+o1",
     "bfp4b16+o1t3", "bfp6b32+twos+e4+o1", "bfp4b32+sr+o1", "bfp4b16:gauss+e5m3+o1t1", "bfp2b16:gauss+o1",
+    "bfp4b16+o3", "bfp6b32+e5m3+o2t2", "bfp3b8:gauss+se5m2+o2", "bfp4b64+unsigned+o1t2", "bfp4b16:learned+e5m3+o2",
+    "bfp2b128+twos+e4+sr+o2t1", "bfp8b8+unsigned+o7", "bfp3b32:learned+se5m2+o1t1", "bfp4b128:gauss+e5m3+search+o2",
+    "bfp3b64+e5m3+o4t2", "bfp2b16:gauss+se5m2+search+o1t1", "bfp4b32+unsigned+search+o2t2",
+    "bfp3b16:learned+search+o1", "bfp4b64+o9t1", "bfp3b16:gauss+se5m2+o12",
     "bfp4b32+dither", "bfp2b16+twos+e4+dither-density", "bfp8b64+unsigned+e5m3+dither", "bfp4b8+o1+dither-density",
     "bfp5b16:gauss+dither", "bfp3b32:gauss+unsigned+e6m2+dither-density", "bfp3b64:gauss+se5m2+dither",
     "bfp4b16:learned+e5m3+dither", "bfp2b16:learned+unsigned+dither-density", "bfp3b32:learned+se5m2+dither",
@@ -27,13 +31,4 @@ FAMILY = [
     "bfp3b16:learned+e5m3+search", "bfp4b32:learned+unsigned+search",
     "bfp3b16:00204060+e5m3", "bfp2b16:c0001050+se5m2", "bfp4b8:0b192744597bacff+e5",
 ]  # fmt: skip
-"""Those with options, and which the kernels know: ``codec.why_no_kernel`` has nothing against either way."""
-
-DECODED = [
-    "bfp4b16+o3",
-    "bfp6b32+e5m3+o2t2",
-    "bfp3b8:gauss+se5m2+o2",
-    "bfp4b64+unsigned+o1t2",
-    "bfp4b16:learned+e5m3+o2",
-]
-"""Those that are decoded by kernels, but not coded."""
+"""Those with options."""

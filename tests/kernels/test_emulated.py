@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernels import emulated
 from kernels.inputs import any_codes, classes_in_turn, near_activation, same, tops
-from kernels.kernel_formats import DECODED, FAMILY
+from kernels.kernel_formats import FAMILY
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
@@ -62,15 +62,6 @@ def test_the_family(place, text):
     dtype, target = DTYPES[(place + place // 3) % 3], TARGETS[(1, 0, 1, 2)[place % 4]]
     x = classes_in_turn(RAGGED, dtype, seed=place)
     assert_equal(target, BFPFormat.parse(text), x, fused=(place % 2 == 0,))
-
-
-@pytest.mark.parametrize(("place", "text"), list(enumerate(DECODED)))
-def test_what_is_only_decoded(place, text):
-    fmt, dtype, target = BFPFormat.parse(text), DTYPES[place % 3], TARGETS[place % 2]
-    stored = reference.compress(classes_in_turn(RAGGED, dtype, seed=place), fmt)
-    codes = any_codes(stored, fmt, torch.Generator().manual_seed(place))
-    kernel = emulated.compiled_for(target, "decompress", fmt, dtype, RAGGED)
-    assert same(emulated.decompress(kernel, codes, fmt, RAGGED, dtype), reference.decompress(codes, fmt, RAGGED, dtype))
 
 
 def test_the_sample_has_every_block_and_dtype_on_each_target():

@@ -171,6 +171,11 @@ def test_threads_part_at_a_branch():
     assert ran(body) == [3 * i + 100 * (i < 9) for i in range(32)]
 
 
+def test_a_loop_goes_on_in_the_threads_that_take_the_branch():
+    body = "mov.b32 %r2, 0;\n$L0:\nadd.s32 %r2, %r2, 5;\nsetp.lt.s32 %p1, %r2, %r1;\n@%p1 bra $L0;"
+    assert ran(body) == [max(1, -(-i // 5)) * 5 for i in range(32)]
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [

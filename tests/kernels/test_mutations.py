@@ -25,6 +25,7 @@ KERNELS = [
     (90, "bfp4b16:gauss+e5m3", torch.bfloat16),
     (90, "bfp4b32+sr", torch.bfloat16),
     (90, "bfp4b32+o1", torch.bfloat16),
+    (90, "bfp4b32+o2t1", torch.bfloat16),
     (100, "bfp3b8+twos+e4+hash", torch.float32),
     (90, "bfp4b32:gauss+e6m2+search", torch.bfloat16),
 ]
@@ -80,6 +81,15 @@ EQUIVALENT = {
     ),
     "below the bits of a bfloat16 nothing moves its product past a scale": (
         r"bfp4b16:gauss\+e5m3 bfloat16 compress: and\.b32 %r, %r, 2147418112 -> .* 2147418113"
+    ),
+    "the largest of what is left is more than 1 and below the keys' lowest bits": (
+        r"\+o2t1 \S+ compress: selp\.b32 %r, %r, 0, %p -> selp\.b32 %r, %r, -?1, %p"
+    ),
+    "the lowest bit of a bfloat16 is beneath all scales, and changes no power of two": (
+        r"\+o2t1 bfloat16 compress: selp\.b32 %r, -1, -65536, %p -> selp\.b32 %r, (-1, -65535|-2, -65536), %p"
+    ),
+    "places in a block of 32 have five bits": (
+        r"bfp4b32\+o2t1 \S+ compress: bfe\.u32 %r, %r, 1, 7 -> bfe\.u32 %r, %r, 1, [568]"
     ),
     "how far apart two numbers are has no sign": r"\+search \S+ compress: sub\.rn\.f16x2 (%r, %r, %r) -> sub\.rn\.f16x2 \1",
     "squares are added up in any order": r"\+search \S+ compress: prmt\.b32 (%r, %r, %r, %r) -> prmt\.b32 \1",
