@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.profile import Floats, Ints
+
+Holds: TypeAlias = NDArray[np.bool_]  # whether each cut (row) holds each other one (column) and more, shape (n, n)
 
 SUMS = ("compute", "parameters", "activations", "labelled", "single")
 
@@ -132,25 +134,24 @@ def sets_of_orders(graph: Graph, orders: Sequence[Ints]) -> NDArray[np.bool_]:
     return rows[sorted(first.values())]
 
 
-def pairs_of_line(n: int) -> Pairs:
-    """All pairs of n cuts of which each lies inside all later ones."""
-    before, after = np.triu_indices(n, 1)
-    return Pairs(before, after, np.searchsorted(before, np.arange(n + 1)))
+def nested_line(n: int) -> Holds:
+    """The same as ``nested`` for n cuts of which each lies inside all later ones."""
+    return np.tri(n, k=-1, dtype=bool)
 
 
-def pairs_of_sets(cuts: CutSets, limit: int) -> Pairs | None:
-    """All pairs of cuts with the first inside the second, or None where there are more than ``limit``."""
+def nested(cuts: CutSets) -> Holds:
+    """Which cuts hold which."""
+    found = np.zeros((cuts.n, cuts.n), dtype=bool)
     bits = cuts.inside.astype(np.float32)
     sizes = bits.sum(axis=1)
-    found: list[tuple[Ints, Ints]] = []
-    total = 0
     for at in range(0, cuts.n, 64):  # small enough for the cache; later cuts are no smaller
-        some = sizes[at : at + 64, None]
-        inside = bits[at : at + 64] @ bits[at:].T == some
-        before, after = np.nonzero(inside & (sizes[at:] > some))
-        total += len(before)
-        if total > limit:
-            return None
-        found.append((before + at, after + at))
-    before, after = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Pairs(before, after, np.searchsorted(before, np.arange(cuts.n + 1)))
+        end = at + 64
+        np.equal(bits[at:end] @ bits[:end].T, sizes[:end], out=found[at:end, :end])
+    np.fill_diagonal(found, False)
+    return found
+
+
+def pairs_of(holds: Holds) -> Pairs:
+    """All pairs of cuts of which one holds the other."""
+    before, after = np.nonzero(holds.T)
+    return Pairs(before, after, np.searchsorted(before, np.arange(len(holds) + 1)))

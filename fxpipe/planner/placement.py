@@ -18,7 +18,6 @@ from fxpipe.planner.profile import Floats, Ints
 from fxpipe.planner.ranges import Ranges
 
 MOST_KEYS = 1 << 20
-MOST_LINKS = 1 << 20  # entries of the table of links between ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class Placement:
     Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many devices are of this
     stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte
     that crosses, were nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses
-    between a stage and the one after it, shape (n moves, n next moves). ``like``: the first move that is the same but for
+    between a stage and the one after it, as the two broadcast. ``like``: the first move that is the same but for
     the numbers of the machines, with all that may follow. ``complete``: no other placement can be better.
     """
 
@@ -100,7 +99,7 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
         taken=n_devices[target],
         all_reduce=_all_reduce_of_shapes(topology, model, counts)[shape],
         own_link=own[shape],
-        links=lambda a, b: links[np.ix_(shape[a], shape[b])],
+        links=lambda a, b: links[shape[a], shape[b]],
         devices=devices,
         complete=not model.serial_links or len(topology.levels) == 1,
         like=_first_alike(topology, which),
@@ -168,16 +167,9 @@ def contiguous(ranges: Ranges) -> Placement:
     source, end, start = np.array(moves).T
     size = end - start
 
-    middle, left, right = np.ix_(np.arange(ranges.period), np.arange(1, block + 1), np.arange(1, block + 1))
-    table = None
-    if ranges.period * block**2 <= MOST_LINKS:
-        table = ranges.link(middle - left, middle, middle, middle + right)
-
     def links(moves: Ints, next_moves: Ints) -> Floats:
-        if table is None:
-            return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
-        found: Floats = table[end[moves, None] % ranges.period, size[moves, None] - 1, size[next_moves] - 1]
-        return found
+        middle = end[moves]
+        return ranges.link(start[moves], middle, middle, middle + size[next_moves])
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]
@@ -207,7 +199,7 @@ def one_device_each(n_stages: int) -> Placement:
         taken=states + 1,
         all_reduce=np.zeros(n_stages),
         own_link=np.zeros(n_stages),
-        links=lambda a, b: np.zeros((len(a), len(b))),
+        links=lambda a, b: np.zeros(np.broadcast_shapes(a.shape, b.shape)),
         devices=lambda path: [(n_stages - 1 - at,) for at in range(len(path))],
         like=states,
         complete=True,
