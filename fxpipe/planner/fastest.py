@@ -29,6 +29,7 @@ from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.stage_bits import MOST_CUTS as MOST_CUTS_AS_BITS, Stages
 
+MOST_CUTS_ON_LEVELS = 512  # where not all sets of devices are tried
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
 MOST_PAIRS = 1 << 20
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
@@ -98,11 +99,11 @@ class _Fastest:
         return n_moves <= MOST_MOVES and n_pairs * different * self.layers <= most
 
     def _affordable(self, cuts: CutSets, n_pairs: int) -> bool:
-        """Whether an exact search is quick; where several levels would make it slow, only with cuts as bits."""
+        """Whether an exact search is quick; where several levels would make it slow, only with few cuts."""
         if self._sets_affordable(cuts, n_pairs):
             return True
         n, free = self.topology.n_devices, self.limits.n_stages is None
-        if len(self.topology.levels) > 1 and free and not self.graph.is_chain and not self._as_bits(cuts):
+        if len(self.topology.levels) > 1 and free and not self.graph.is_chain and cuts.n > MOST_CUTS_ON_LEVELS:
             return False
         return n * n * n_pairs * self.layers <= MOST_STEPS and n**3 * cuts.n <= MOST_STEPS
 
@@ -141,10 +142,10 @@ class _Fastest:
 
     def _over_cuts_of(self, orders: Sequence[Ints]) -> bool:
         """Over the cuts of several orders together; False where they are too many."""
-        if self.graph.is_chain or self.large or self.limits.n_stages is not None or self.graph.n > MOST_CUTS_AS_BITS:
+        if self.graph.is_chain or self.large or self.limits.n_stages is not None or self.graph.n > MOST_CUTS_ON_LEVELS:
             return False
         cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
-        holds = nested(cuts) if cuts.n <= MOST_CUTS_AS_BITS else None
+        holds = nested(cuts) if cuts.n <= MOST_CUTS_ON_LEVELS else None
         if holds is None or not self._affordable(cuts, np.count_nonzero(holds)):
             return False
         self._over_placements(cuts, holds, complete=False)

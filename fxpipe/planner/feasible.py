@@ -41,7 +41,7 @@ class Feasible:
         self.links = self._links()
         self.devices_before = int(placement.taken.max()) - placement.taken[first]
         n_words = stages.width // 64
-        self.reach = np.empty((stages.cuts.n, len(self.keys), n_words), dtype=np.uint64)
+        self.reach = np.zeros((stages.cuts.n, len(self.keys), n_words), dtype=np.uint64)
         self.begin = np.empty((len(first), n_words), dtype=np.uint64)
 
     def _keys(self, moves: Ints) -> tuple[list[Key], Ints]:

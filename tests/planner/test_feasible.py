@@ -89,7 +89,7 @@ def test_a_stage_keeps_to_a_time_or_not():
     between = [sums[pairs.after] - sums[pairs.before] for sums in (cuts.compute, cuts.parameters)]
     seconds[pairs.after, pairs.before] = (between[0] + 0.5 * between[1]) / 2
     time = float(np.median(seconds[np.isfinite(seconds)]))
-    found = np.empty((cuts.n, 1, stages.width // 64), dtype=np.uint64)
+    found = np.zeros((cuts.n, 1, stages.width // 64), dtype=np.uint64)
     stages.within([key], time * (1 + 1e-9), found)
     assert (stages.bits(found[:, 0]) == (seconds <= time * (1 + 1e-9))).all()
     assert 0 < stages.bits(found).sum() < len(pairs.after)
