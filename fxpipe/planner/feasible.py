@@ -18,6 +18,7 @@ from fxpipe.planner.stage_bits import Key, Stages, Words, words_of
 
 NEAR = 1e-9  # relative: the gain of the try that is the proof
 FIRST_GAIN = 0.02
+NARROW = 0.08  # relative: where a plan is likely the best, so that the next try is the proof
 LEAST_SECONDS = 1e-30
 LEAST_LINK = 1e-100  # seconds per byte, in place of none
 
@@ -72,20 +73,25 @@ class Feasible:
         return np.maximum(self.placement.links(moves, next_moves), LEAST_LINK)
 
     def _first(self, low: float) -> tuple[Found | None, float]:
-        """A plan, and the last time without one; the second try has time for a single stage, unless a limit forbids that."""
-        step = max(1.01, (self.single_stage_seconds / low) ** 0.5)
-        time = low * step
+        """All in one stage; where a limit forbids that, the plan of the first try that finds one. The last time without one."""
+        if (found := self._single_stage()) is not None:
+            return found, low
+        time, step = low, 2.0
         while (found := _Try(self, time).run()) is None and time <= self.ceiling_seconds:
-            low, time, step = time, time * step, max(step, 2.0)
+            low, time, step = time, time * step, min(step**2, 16.0)
         return found, low
 
-    @property
-    def single_stage_seconds(self) -> float:
-        """The time of all in one stage."""
+    def _single_stage(self) -> Found | None:
+        """All in one stage on the devices that make it fastest, unless a limit forbids that."""
         place, cuts, moves = self.placement, self.stages.cuts, self.out_of[0]
-        compute, all_reduce = float(cuts.compute[-1]), cuts.parameters[-1] * place.all_reduce[moves]
-        both = np.maximum(compute, all_reduce) if self.stages.model.overlap_all_reduce else compute + all_reduce
-        return (1 + NEAR) * float((both / place.replicas[moves]).min(initial=inf))
+        if not len(moves):
+            return None
+        all_reduce = cuts.parameters[-1] * place.all_reduce[moves]
+        both = np.maximum if self.stages.model.overlap_all_reduce else np.add
+        move = int(moves[np.argmin(both(cuts.compute[-1], all_reduce) / place.replicas[moves])])
+        key = self.keys[self.key_of_row[self.row[move]]]
+        cost = float(self.stages.device_seconds(key, np.ix_([cuts.n - 1], [0])).item() / key[-1])
+        return Found(cost, (0, cuts.n - 1), (move,)) if cost < inf else None
 
     @property
     def ceiling_seconds(self) -> float:
@@ -113,7 +119,7 @@ class Feasible:
                 found, best = new, new.cost
             elif gain:
                 low = time
-                gain = gain if best > low * (1 + 2 * FIRST_GAIN) else 0.0
+                gain = gain if best > low * (1 + NARROW) else 0.0
             else:
                 break
         return found
@@ -130,7 +136,7 @@ class _Try:
         slack = SLACK * float(self.stages.cuts.compute[-1])
         self.in_time = self.stages.early(
             self.time * of.devices_before + slack
-        )  # with what the stages before can compute
+        )  # for all that the stages before compute
 
     def run(self) -> Found | None:
         """The plan with the best cuts for the devices of one that is quick enough; None where there is none."""
