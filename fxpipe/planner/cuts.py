@@ -97,9 +97,14 @@ def cut_sets(graph: Graph, inside: NDArray[np.bool_]) -> CutSets:
     crossing = np.zeros(len(inside))
     if len(graph.value_source):
         read = np.logical_and.reduceat(inside[:, graph.consumers], graph.value_start[:-1], axis=1)
-        crossing = (inside[:, graph.value_source] & ~read) @ graph.value_bytes
-    sums: dict[str, Any] = {field: inside @ getattr(graph, field) for field in SUMS}
+        crossing = _sum_of(inside[:, graph.value_source] & ~read, graph.value_bytes)
+    sums: dict[str, Any] = {field: _sum_of(inside, getattr(graph, field)) for field in SUMS}
     return CutSets(**sums, crossing=crossing, inside=inside)
+
+
+def _sum_of(rows: NDArray[np.bool_], values: Floats | Ints) -> Floats | Ints:
+    """The sum of the values that each row chooses."""
+    return np.where(rows, values, 0).sum(axis=1)
 
 
 def lattice(graph: Graph, limit: int) -> NDArray[np.bool_] | None:
@@ -142,11 +147,12 @@ def nested_line(n: int) -> Holds:
 def nested(cuts: CutSets) -> Holds:
     """Which cuts hold which."""
     found = np.zeros((cuts.n, cuts.n), dtype=bool)
-    bits = cuts.inside.astype(np.float32)
-    sizes = bits.sum(axis=1)
-    for at in range(0, cuts.n, 64):  # small enough for the cache; later cuts are no smaller
-        end = at + 64
-        np.equal(bits[at:end] @ bits[:end].T, sizes[:end], out=found[at:end, :end])
+    n_atoms = cuts.inside.shape[1]
+    words = np.packbits(np.pad(cuts.inside, ((0, 0), (0, -n_atoms % 64))), axis=1).view(np.uint64).T.copy()
+    for at in range(0, cuts.n, 32):  # small enough for the cache; later cuts are no smaller
+        end = at + 32
+        outside = np.bitwise_or.reduce(words[:, None, :end] & ~words[:, at:end, None], axis=0)
+        np.equal(outside, 0, out=found[at:end, :end])
     np.fill_diagonal(found, False)
     return found
 
