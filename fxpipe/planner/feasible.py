@@ -143,13 +143,13 @@ class _Try:
         of = self.of
         for state, rows in enumerate(of.rows_out_of):
             if len(rows) and (ends := self._ends(state)) is not None:
-                after = np.flatnonzero(self.stages.bits(np.bitwise_or.reduce(ends, axis=0)))
+                able = self.stages.bits(ends)
+                after = able.any(axis=0).nonzero()[0]
                 if not len(after):
                     continue
                 some = slice(after[0], after[-1] + 1)
-                able = -self.stages.bits(ends)[:, some].T.astype(np.int64)
                 reach = self.reach[some].take(of.key_of_row[rows], axis=1)
-                reach &= able.view(np.uint64)[:, :, None]
+                reach *= able[:, some].T.astype(np.uint64)[:, :, None]
                 self.begin[rows] = np.bitwise_or.reduce(reach, axis=0) & self.in_time[rows]
         done = np.flatnonzero(self.begin[:, 0] & np.uint64(1))
         return self._with_best_cuts(self._moves(int(np.flatnonzero(of.row == done[0])[0]))) if len(done) else None
@@ -160,7 +160,7 @@ class _Try:
             last = words_of(np.arange(self.stages.width) == self.stages.cuts.n - 1)
             return np.repeat(last[None], len(self.of.out_of[0]), axis=0)
         begin = self.begin[self.of.rows_into[state]]
-        known = np.flatnonzero(begin.any(axis=1))
+        known = begin.any(axis=1).nonzero()[0]
         if not len(known):
             return None
         light = self.stages.light(self.time / self.of.links[state][known])
