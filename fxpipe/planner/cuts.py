@@ -102,8 +102,8 @@ def cut_sets(graph: Graph, inside: NDArray[np.bool_]) -> CutSets:
     return CutSets(**sums, crossing=crossing, inside=inside)
 
 
-def _sum_of(rows: NDArray[np.bool_], values: Floats | Ints) -> Floats | Ints:
-    """The sum of the values that each row chooses."""
+def _sum_of(rows: NDArray[np.bool_], values: Any) -> Any:
+    """The sum of the values that each row chooses; no matrix product, which would start threads."""
     return np.where(rows, values, 0).sum(axis=1)
 
 
@@ -145,7 +145,7 @@ def nested_line(n: int) -> Holds:
 
 
 def nested(cuts: CutSets) -> Holds:
-    """Which cuts hold which."""
+    """Which cuts, sorted by size and all different, hold which."""
     found = np.zeros((cuts.n, cuts.n), dtype=bool)
     n_atoms = cuts.inside.shape[1]
     words = np.packbits(np.pad(cuts.inside, ((0, 0), (0, -n_atoms % 64))), axis=1).view(np.uint64).T.copy()

@@ -29,8 +29,8 @@ from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.stage_bits import MOST_CUTS as MOST_CUTS_AS_BITS, Stages
 
-MOST_CUTS_ON_LEVELS = 512  # where not all sets of devices are tried
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
+MOST_CUTS_ON_LEVELS = 512  # of a search on several levels that does not try all sets of devices
 MOST_PAIRS = 1 << 20
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
 MOST_STEPS_AS_BITS = 1 << 28
@@ -79,7 +79,7 @@ class _Fastest:
     def run(self) -> Answer | None:
         """Exactly where that is quick; else along orders, over their cuts together, and around the best plan."""
         known = all_cuts(self.problem)
-        if known is not None and self._affordable(known[0], np.count_nonzero(known[1])):
+        if known is not None and self._affordable(*known):
             self._over_placements(*known, complete=True)
             return self.best
         orders = some_orders(self.graph)
@@ -92,20 +92,20 @@ class _Fastest:
             self._improve(self._along_each)
         return self.best
 
-    def _sets_affordable(self, cuts: CutSets, n_pairs: int) -> bool:
+    def _sets_affordable(self, cuts: CutSets, holds: Holds) -> bool:
         """Whether an exact search over any set of devices is quick."""
         n_moves, different = n_moves_of_sets(self.topology)
         most = MOST_STEPS_AS_BITS if self._as_bits(cuts) else MOST_STEPS
-        return n_moves <= MOST_MOVES and n_pairs * different * self.layers <= most
+        return n_moves <= MOST_MOVES and int(np.count_nonzero(holds)) * different * self.layers <= most
 
-    def _affordable(self, cuts: CutSets, n_pairs: int) -> bool:
+    def _affordable(self, cuts: CutSets, holds: Holds) -> bool:
         """Whether an exact search is quick; where several levels would make it slow, only with few cuts."""
-        if self._sets_affordable(cuts, n_pairs):
+        if self._sets_affordable(cuts, holds):
             return True
         n, free = self.topology.n_devices, self.limits.n_stages is None
         if len(self.topology.levels) > 1 and free and not self.graph.is_chain and cuts.n > MOST_CUTS_ON_LEVELS:
             return False
-        return n * n * n_pairs * self.layers <= MOST_STEPS and n**3 * cuts.n <= MOST_STEPS
+        return n * n * int(np.count_nonzero(holds)) * self.layers <= MOST_STEPS and n**3 * cuts.n <= MOST_STEPS
 
     def _as_bits(self, cuts: CutSets) -> bool:
         return self.limits.n_stages is None and cuts.n <= MOST_CUTS_AS_BITS
@@ -116,7 +116,7 @@ class _Fastest:
         as_bits = self._as_bits(cuts)
         stages = Stages(cuts, holds, self.model, self.limits.memory_bytes) if as_bits else None
         pairs = None if as_bits else pairs_of(holds)
-        for placement in self._placements(as_bits, self._sets_affordable(cuts, np.count_nonzero(holds))):
+        for placement in self._placements(as_bits, self._sets_affordable(cuts, holds)):
             below = np.inf if self.best is None else self.best.cost
             if stages is not None:
                 found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below)
@@ -146,7 +146,7 @@ class _Fastest:
             return False
         cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
         holds = nested(cuts) if cuts.n <= MOST_CUTS_ON_LEVELS else None
-        if holds is None or not self._affordable(cuts, np.count_nonzero(holds)):
+        if holds is None or not self._affordable(cuts, holds):
             return False
         self._over_placements(cuts, holds, complete=False)
         return True

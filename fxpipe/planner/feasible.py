@@ -2,9 +2,10 @@
 
 From the last stage backward. For a move that gives a stage its devices, a row of 64-bit words holds every cut where that
 stage may begin such that it and all later ones keep to the time. A stage ends at a cut where the next one may begin and that
-is light enough for the link between the two, and begins where the cut can be reached in time on its devices. One try costs
-a fraction of the dynamic programme over values (``minimax.py``), so that the best plan is found by tries just below the
-best so far; a try that fails just below it is the proof that no other is better.
+is light enough for the link between the two, and begins where the cut can be reached in time on its devices, and where the
+devices left have time for the rest. One try costs a fraction of the dynamic programme over values (``minimax.py``), so that
+the best plan is found by bisection of the time, or by tries just below the best so far; a try that fails just below it is
+the proof that no other is better.
 """
 
 from math import inf
@@ -105,7 +106,8 @@ class Feasible:
     def search(self, low: float, best: float) -> Found | None:
         """The fastest plan that takes less than ``best`` seconds, None where there is none; ``low`` is a time that none beats.
 
-        First a try just below the best: most placements are refused by it. While tries find plans, the steps grow.
+        First a try just below the best: most placements are refused by it. While tries find plans, the steps grow. With
+        nothing to beat (``best`` infinite), bisection below a single stage.
         """
         found, gain, low = None, 0.0, max(low, LEAST_SECONDS)
         if best == inf:
@@ -126,7 +128,8 @@ class Feasible:
 
 
 class _Try:
-    """One time. ``begin``: the cuts where the stage of each move that differs may begin, shape (n, n words)."""
+    """One time. ``begin``: the cuts where the stage of each move that differs may begin, shape (n, n words); ``in_time``: the
+    cuts before which the devices left for the stages before can compute everything, of the same shape."""
 
     def __init__(self, of: Feasible, time: float) -> None:
         self.of, self.stages, self.time = of, of.stages, time * (1 + SLACK)
@@ -134,9 +137,7 @@ class _Try:
         self.stages.within(of.keys, self.time, self.reach)
         self.begin[:] = 0
         slack = SLACK * float(self.stages.cuts.compute[-1])
-        self.in_time = self.stages.early(
-            self.time * of.devices_before + slack
-        )  # for all that the stages before compute
+        self.in_time = self.stages.early(self.time * of.devices_before + slack)
 
     def run(self) -> Found | None:
         """The plan with the best cuts for the devices of one that is quick enough; None where there is none."""
@@ -144,7 +145,7 @@ class _Try:
         for state, rows in enumerate(of.rows_out_of):
             if len(rows) and (ends := self._ends(state)) is not None:
                 able = self.stages.bits(ends)
-                after = able.any(axis=0).nonzero()[0]
+                after = able.max(axis=0).nonzero()[0]
                 if not len(after):
                     continue
                 some = slice(after[0], after[-1] + 1)
