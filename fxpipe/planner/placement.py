@@ -162,9 +162,11 @@ def contiguous(ranges: Ranges) -> Placement:
     """Ranges of consecutive devices in each equal block of devices, from the last device down or, where that shifts them
     against the machines, from one of the few before it."""
     block, n_copies = ranges.block, ranges.n_copies
-    moves = [(block - e, e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]
-    moves += [(0, e, s) for e in range(block - 1, block - 1 - ranges.most_idle, -1) for s in range(e - 1, -1, -1)]
-    source, end, start = np.array(moves).T
+    last, start = (at[::-1] for at in np.tril_indices(block))
+    end = last + 1
+    idle = (end < block) & (end >= block - ranges.most_idle)  # the last stage may end there too
+    source = np.append(block - end, np.zeros(np.count_nonzero(idle), dtype=np.int64))
+    start, end = np.append(start, start[idle]), np.append(end, end[idle])
     size = end - start
 
     def links(moves: Ints, next_moves: Ints) -> Floats:
