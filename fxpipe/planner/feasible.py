@@ -40,7 +40,7 @@ class Feasible:
         self.into = grouped(placement.target, moves, placement.n_states)
         self.out_of = grouped(placement.source, first, placement.n_states)
         self.rows_into, self.rows_out_of = ([self.row[x] for x in by_state] for by_state in (self.into, self.out_of))
-        self.links = self._links()
+        self.kept_links: dict[int, Floats] = {}
         self.devices_before = int(placement.taken.max()) - placement.taken[first]
         n_words = stages.width // 64
         self.reach = np.zeros((stages.cuts.n, len(self.keys), n_words), dtype=np.uint64)
@@ -57,15 +57,11 @@ class Feasible:
         index = {key: at for at, key in enumerate(keys)}
         return keys, np.array([index[row] for row in rows], dtype=np.int64)
 
-    def _links(self) -> list[Floats]:
-        """Seconds for each byte between the stages of all moves into a state and those of all out of it, shape (n in, n out),
-        by state."""
-        shapes = [(len(into), len(out)) for into, out in zip(self.into, self.out_of, strict=True)]
-        before = np.concatenate([np.tile(out, n) for out, (n, _) in zip(self.out_of, shapes, strict=True)])
-        after = np.concatenate([np.repeat(into, n) for into, (_, n) in zip(self.into, shapes, strict=True)])
-        found = self.links_of(before, after)
-        ends = np.cumsum([n * m for n, m in shapes])[:-1]
-        return [links.reshape(shape) for links, shape in zip(np.split(found, ends), shapes, strict=True)]
+    def links(self, state: int) -> Floats:
+        """Seconds for each byte between the stages of all moves into a state and those of all out of it; shape (n, n out)."""
+        if state not in self.kept_links:
+            self.kept_links[state] = self.links_of(self.out_of[state], self.into[state][:, None])
+        return self.kept_links[state]
 
     def links_of(self, moves: Ints, next_moves: Ints) -> Floats:
         """Seconds for each byte between the stages of moves and those of the next ones."""
@@ -100,7 +96,7 @@ class Feasible:
         cuts, place = self.stages.cuts, self.placement
         all_reduce = float(cuts.parameters[-1] * place.all_reduce.max())
         own = place.own_link.max() if self.stages.model.serial_links else 0.0
-        link = max((float(links.max(initial=0.0)) for links in self.links), default=0.0)
+        link = max(float(self.links(state).max(initial=0.0)) for state in range(place.n_states))
         return 1.01 * (float(cuts.compute[-1]) + all_reduce + 2 * (own + link) * float(cuts.crossing.max()))
 
     def search(self, low: float, best: float) -> Found | None:
@@ -164,7 +160,7 @@ class _Try:
         known = begin.any(axis=1).nonzero()[0]
         if not len(known):
             return None
-        light = self.stages.light(self.time / self.of.links[state][known])
+        light = self.stages.light(self.time / self.of.links(state)[known])
         light &= begin[known, None]
         ends: Words = np.bitwise_or.reduce(light, axis=0)
         return ends

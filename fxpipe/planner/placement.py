@@ -18,6 +18,7 @@ from fxpipe.planner.profile import Floats, Ints
 from fxpipe.planner.ranges import Ranges
 
 MOST_KEYS = 1 << 20
+MOST_LINKS = 1 << 20  # entries of the table of links between ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +170,19 @@ def contiguous(ranges: Ranges) -> Placement:
     start, end = np.append(start, start[idle]), np.append(end, end[idle])
     size = end - start
 
+    table = None
+    if (block + 1) ** 3 <= MOST_LINKS:
+        table = np.zeros([block + 1] * 3)  # by the place between two stages and their sizes
+        middle, left, right = np.ix_(*[np.arange(1, block + 1)] * 3)
+        middle, left, right = (at + 1 for at in np.nonzero((left <= middle) & (middle + right <= block)))
+        table[middle, left, right] = ranges.link(middle - left, middle, middle, middle + right)
+
     def links(moves: Ints, next_moves: Ints) -> Floats:
-        middle = end[moves]
-        return ranges.link(start[moves], middle, middle, middle + size[next_moves])
+        middle, left, right = end[moves], size[moves], size[next_moves]
+        if table is None:
+            return ranges.link(middle - left, middle, middle, middle + right)
+        found: Floats = table[middle, left, right]
+        return found
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
         return [ranges.devices(int(start[move]), int(end[move])) for move in path]
