@@ -1,6 +1,7 @@
 """What no plan can beat, and why a problem has no plan."""
 
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def least_all_reduce(topology: Topology, model: CostModel) -> Floats:
     rates = [level.bandwidth_bytes_per_second for level in topology.levels]
     for groups in product(*(range(1, level.size + 1) for level in topology.levels)):
         seconds = sum(model.all_reduce_share(g) / rate for g, rate in zip(groups, rates, strict=True))
-        most = int(np.prod(groups))
+        most = prod(groups)
         found[most] = min(found[most], seconds)
     return np.minimum.accumulate(found[::-1])[::-1][1:]
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.profile import Floats, Ints
+
+Holds: TypeAlias = NDArray[np.bool_]  # whether each cut (row) holds each other one (column) and more, shape (n, n)
 
 SUMS = ("compute", "parameters", "activations", "labelled", "single")
 
@@ -95,9 +97,14 @@ def cut_sets(graph: Graph, inside: NDArray[np.bool_]) -> CutSets:
     crossing = np.zeros(len(inside))
     if len(graph.value_source):
         read = np.logical_and.reduceat(inside[:, graph.consumers], graph.value_start[:-1], axis=1)
-        crossing = (inside[:, graph.value_source] & ~read) @ graph.value_bytes
-    sums: dict[str, Any] = {field: inside @ getattr(graph, field) for field in SUMS}
+        crossing = _sum_of(inside[:, graph.value_source] & ~read, graph.value_bytes)
+    sums: dict[str, Any] = {field: _sum_of(inside, getattr(graph, field)) for field in SUMS}
     return CutSets(**sums, crossing=crossing, inside=inside)
+
+
+def _sum_of(rows: NDArray[np.bool_], values: Any) -> Any:
+    """The sum of the values that each row chooses; no matrix product, which would start threads."""
+    return np.where(rows, values, 0).sum(axis=1)
 
 
 def lattice(graph: Graph, limit: int) -> NDArray[np.bool_] | None:
@@ -132,25 +139,25 @@ def sets_of_orders(graph: Graph, orders: Sequence[Ints]) -> NDArray[np.bool_]:
     return rows[sorted(first.values())]
 
 
-def pairs_of_line(n: int) -> Pairs:
-    """All pairs of n cuts of which each lies inside all later ones."""
-    before, after = np.triu_indices(n, 1)
-    return Pairs(before, after, np.searchsorted(before, np.arange(n + 1)))
+def nested_line(n: int) -> Holds:
+    """The same as ``nested`` for n cuts of which each lies inside all later ones."""
+    return np.tri(n, k=-1, dtype=bool)
 
 
-def pairs_of_sets(cuts: CutSets, limit: int) -> Pairs | None:
-    """All pairs of cuts with the first inside the second, or None where there are more than ``limit``."""
-    bits = cuts.inside.astype(np.float32)
-    sizes = bits.sum(axis=1)
-    found: list[tuple[Ints, Ints]] = []
-    total = 0
-    for at in range(0, cuts.n, 64):  # small enough for the cache; later cuts are no smaller
-        some = sizes[at : at + 64, None]
-        inside = bits[at : at + 64] @ bits[at:].T == some
-        before, after = np.nonzero(inside & (sizes[at:] > some))
-        total += len(before)
-        if total > limit:
-            return None
-        found.append((before + at, after + at))
-    before, after = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Pairs(before, after, np.searchsorted(before, np.arange(cuts.n + 1)))
+def nested(cuts: CutSets) -> Holds:
+    """Which cuts, sorted by size and all different, hold which."""
+    found = np.zeros((cuts.n, cuts.n), dtype=bool)
+    n_atoms = cuts.inside.shape[1]
+    words = np.packbits(np.pad(cuts.inside, ((0, 0), (0, -n_atoms % 64))), axis=1).view(np.uint64).T.copy()
+    for at in range(0, cuts.n, 32):  # small enough for the cache; later cuts are no smaller
+        end = at + 32
+        outside = np.bitwise_or.reduce(words[:, None, :end] & ~words[:, at:end, None], axis=0)
+        np.equal(outside, 0, out=found[at:end, :end])
+    np.fill_diagonal(found, False)
+    return found
+
+
+def pairs_of(holds: Holds) -> Pairs:
+    """All pairs of cuts of which one holds the other."""
+    before, after = np.nonzero(holds.T)
+    return Pairs(before, after, np.searchsorted(before, np.arange(len(holds) + 1)))

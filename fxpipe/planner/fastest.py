@@ -6,21 +6,21 @@ from functools import cached_property
 
 import numpy as np
 
-from fxpipe.planner.bounds import time_bound
 from fxpipe.planner.cuts import (
     CutSets,
-    Pairs,
+    Holds,
     cut_sets,
     cuts_of_order,
     lattice,
-    pairs_of_line,
-    pairs_of_sets,
+    nested,
+    nested_line,
+    pairs_of,
     sets_of_orders,
 )
 from fxpipe.planner.feasible import NEAR, Feasible
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
-from fxpipe.planner.minimax import allowed, minimax
+from fxpipe.planner.minimax import minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
 from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
@@ -30,8 +30,8 @@ from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.stage_bits import MOST_CUTS as MOST_CUTS_AS_BITS, Stages
 
 MOST_CUTS = 4200  # of an exact search: every graph of 12 nodes
+MOST_CUTS_ON_LEVELS = 512  # of a search on several levels that does not try all sets of devices
 MOST_PAIRS = 1 << 20
-FEW_DEVICES = 4  # of a block that is searched before the block of all devices
 MOST_STEPS = 1 << 26  # pairs of cuts x moves of devices
 MOST_STEPS_AS_BITS = 1 << 28
 MOST_MOVES = 1 << 16
@@ -49,24 +49,21 @@ def fastest(problem: Problem) -> Answer | None:
     return search.run()
 
 
-def all_cuts(problem: Problem) -> tuple[CutSets, Pairs] | None:
-    """Every cut of the graph with every stage between two, or None where they are too many."""
+def all_cuts(problem: Problem) -> tuple[CutSets, Holds] | None:
+    """Every cut of the graph, and which of them holds which; None where they, or the stages between two, are too many."""
     graph = problem.graph
     if graph.n + 1 > MOST_CUTS or (inside := lattice(graph, MOST_CUTS)) is None:
         return None
     cuts = cut_sets(graph, inside)
-    if cuts.n == graph.n + 1:
-        pairs = pairs_of_line(cuts.n) if cuts.n**2 // 2 <= MOST_PAIRS else None
-    else:
-        pairs = pairs_of_sets(cuts, MOST_PAIRS)
-    return None if pairs is None else (cuts, pairs)
+    holds = nested_line(cuts.n) if cuts.n == graph.n + 1 else nested(cuts)
+    return None if np.count_nonzero(holds) > MOST_PAIRS else (cuts, holds)
 
 
 class _Fastest:
     def __init__(self, problem: Problem) -> None:
         self.problem, self.graph, self.topology = problem, problem.graph, problem.topology
         self.model, self.limits = problem.model, problem.limits
-        self.bound = time_bound(problem.graph, problem.topology, problem.model, problem.constraints)
+        self.bound = problem.time_bound
         self.layers = self.limits.n_stages or 1
         self.blocks = [Ranges(self.topology, self.model, n) for n in numbers_of_copies(self.topology)]
         self.best: Answer | None = None
@@ -95,36 +92,36 @@ class _Fastest:
             self._improve(self._along_each)
         return self.best
 
-    def _sets_affordable(self, cuts: CutSets, pairs: Pairs) -> bool:
+    def _sets_affordable(self, cuts: CutSets, holds: Holds) -> bool:
         """Whether an exact search over any set of devices is quick."""
         n_moves, different = n_moves_of_sets(self.topology)
         most = MOST_STEPS_AS_BITS if self._as_bits(cuts) else MOST_STEPS
-        return n_moves <= MOST_MOVES and len(pairs.after) * different * self.layers <= most
+        return n_moves <= MOST_MOVES and int(np.count_nonzero(holds)) * different * self.layers <= most
 
-    def _affordable(self, cuts: CutSets, pairs: Pairs) -> bool:
-        """Whether an exact search is quick; where several levels would make it slow, only with cuts as bits."""
-        if self._sets_affordable(cuts, pairs):
+    def _affordable(self, cuts: CutSets, holds: Holds) -> bool:
+        """Whether an exact search is quick; where several levels would make it slow, only with few cuts."""
+        if self._sets_affordable(cuts, holds):
             return True
         n, free = self.topology.n_devices, self.limits.n_stages is None
-        if len(self.topology.levels) > 1 and free and not self.graph.is_chain and not self._as_bits(cuts):
+        if len(self.topology.levels) > 1 and free and not self.graph.is_chain and cuts.n > MOST_CUTS_ON_LEVELS:
             return False
-        return n * n * len(pairs.after) * self.layers <= MOST_STEPS and n**3 * len(pairs.start) <= MOST_STEPS
+        return n * n * int(np.count_nonzero(holds)) * self.layers <= MOST_STEPS and n**3 * cuts.n <= MOST_STEPS
 
     def _as_bits(self, cuts: CutSets) -> bool:
         return self.limits.n_stages is None and cuts.n <= MOST_CUTS_AS_BITS
 
-    def _over_placements(self, cuts: CutSets, pairs: Pairs, complete: bool) -> None:
+    def _over_placements(self, cuts: CutSets, holds: Holds, complete: bool) -> None:
         """Over all ranges of devices, other numberings of them and, where that is quick, all sets; a good plan makes the
         rest quick. ``complete``: these are all cuts that there are."""
-        stages = None
-        if self._as_bits(cuts):
-            stages = Stages(cuts, allowed(cuts, pairs, self.limits), self.model, self.limits.memory_bytes)
-        for placement in self._placements(stages is not None, self._sets_affordable(cuts, pairs)):
+        as_bits = self._as_bits(cuts)
+        stages = Stages(cuts, holds, self.model, self.limits.memory_bytes) if as_bits else None
+        pairs = None if as_bits else pairs_of(holds)
+        for placement in self._placements(as_bits, self._sets_affordable(cuts, holds)):
             below = np.inf if self.best is None else self.best.cost
-            if stages is None or self.best is None:
-                found = minimax(cuts, pairs, placement, self.model, self.limits, below)
-            else:
+            if stages is not None:
                 found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below)
+            elif pairs is not None:
+                found = minimax(cuts, pairs, placement, self.model, self.limits, below)
             if found is not None and found.cost < below:
                 self.best = answer_of(cuts, found.cost, found.cuts, placement.devices(found.moves)[::-1])
             if self.best is not None and complete and placement.complete:
@@ -132,8 +129,7 @@ class _Fastest:
 
     def _placements(self, as_bits: bool, sets: bool) -> Iterator[Placement]:
         """Placements, while a plan may be found that is better than the best; made when they are asked for."""
-        few = [ranges for ranges in self.blocks[:0:-1] if ranges.block <= FEW_DEVICES]
-        for ranges in [*few, self.blocks[0], *(ranges for ranges in self.blocks[:0:-1] if ranges not in few)]:
+        for ranges in [self.blocks[0], *self.blocks[:0:-1]]:
             if not self._proved():
                 yield contiguous(ranges)
         if not self._proved() and (as_bits or not sets):
@@ -146,13 +142,13 @@ class _Fastest:
 
     def _over_cuts_of(self, orders: Sequence[Ints]) -> bool:
         """Over the cuts of several orders together; False where they are too many."""
-        if self.graph.is_chain or self.large or self.limits.n_stages is not None or self.graph.n > MOST_CUTS_AS_BITS:
+        if self.graph.is_chain or self.large or self.limits.n_stages is not None or self.graph.n > MOST_CUTS_ON_LEVELS:
             return False
         cuts = cut_sets(self.graph, sets_of_orders(self.graph, orders))
-        pairs = pairs_of_sets(cuts, MOST_PAIRS) if cuts.n <= MOST_CUTS_AS_BITS else None
-        if pairs is None or not self._affordable(cuts, pairs):
+        holds = nested(cuts) if cuts.n <= MOST_CUTS_ON_LEVELS else None
+        if holds is None or not self._affordable(cuts, holds):
             return False
-        self._over_placements(cuts, pairs, complete=False)
+        self._over_placements(cuts, holds, complete=False)
         return True
 
     def _may_gain(self) -> bool:

@@ -201,7 +201,7 @@ class _Search:
             return np.broadcast_to(values.min(axis=0) + self.cuts.crossing, (len(moves), self.cuts.n))
         if self.model.serial_links:
             return np.broadcast_to(values.min(axis=0), (len(moves), self.cuts.n))
-        links, crossing = self.placement.links(moves, known), self.cuts.crossing
+        links, crossing = self.placement.links(moves[:, None], known), self.cuts.crossing
         at = np.flatnonzero(values.min(axis=0) < inf)
         values, crossing = values[:, at], crossing[at]
         rest = np.full((len(moves), self.cuts.n), inf)
@@ -280,7 +280,7 @@ class _Search:
         if self.sum_of_bytes:
             total = costs + self.cuts.crossing[cut]
         elif not self.model.serial_links:
-            links = self.placement.links(np.array([move]), known)[0]
+            links = self.placement.links(np.array([move]), known)
             total = np.maximum(costs, links * self.cuts.crossing[cut])
         fits = np.flatnonzero(total <= value)
         if not len(fits):

@@ -21,13 +21,16 @@ class NumberedRanges(Ranges):
     def __init__(self, topology: Topology, model: CostModel, numbering: Sequence[int]) -> None:
         super().__init__(topology, model, 1)
         self.numbering = tuple(numbering)
-        self.within = [self._counts(unit) for unit, _ in self._levels()]
+        self.shares = [self._shares(unit) for unit, _ in self._levels()]
         self.all_reduce_table = self._all_reduce_table()
 
-    def _counts(self, unit: int) -> Ints:
-        """How many of the first devices each unit of so many devices holds, shape (block + 1, n units)."""
-        member = np.asarray(self.numbering)[:, None] // unit == np.arange(self.block // unit)
-        return np.concatenate([np.zeros((1, member.shape[1]), dtype=np.int64), np.cumsum(member, axis=0)])
+    def _shares(self, unit: int) -> Floats:
+        """The share of each range in each unit of so many devices, by start and end, shape (n units, block + 1, block + 1)."""
+        member = np.arange(self.block // unit)[:, None] == np.asarray(self.numbering) // unit
+        counts = np.cumsum(np.pad(member, ((0, 0), (1, 0))), axis=1)  # of the first devices
+        places = np.arange(self.block + 1)
+        found: Floats = (counts[:, None, :] - counts[:, :, None]) / np.maximum(places - places[:, None], 1)
+        return found
 
     @property
     def period(self) -> int:
@@ -37,11 +40,9 @@ class NumberedRanges(Ranges):
     def _all_reduce_table(self) -> Floats:
         """By start and end, shape (block + 1, block + 1)."""
         found = np.zeros((self.block + 1, self.block + 1))
-        for counts, (_, level) in zip(self.within, self._levels(), strict=True):
-            used = counts[None, :, :] > counts[:, None, :]
-            groups = used.reshape(*used.shape[:2], -1, level.size).sum(axis=3).max(axis=2)
-            share = (2 if self.model.ring_all_reduce else 4) * (groups - 1) / np.maximum(groups, 1)
-            found += np.maximum(share, 0) / level.bandwidth_bytes_per_second
+        for shares, (_, level) in zip(self.shares, self._levels(), strict=True):
+            groups = np.maximum((shares > 0).reshape(-1, level.size, *found.shape).sum(axis=1).max(axis=0), 1)
+            found += (2 if self.model.ring_all_reduce else 4) * (groups - 1) / groups / level.bandwidth_bytes_per_second
         return found
 
     def all_reduce(self, start: Ints, end: Ints) -> Floats:
@@ -53,11 +54,10 @@ class NumberedRanges(Ranges):
         start, end, next_start, next_end = (np.clip(at, 0, self.block) for at in (start, end, next_start, next_end))
         left, right = np.maximum(end - start, 1), np.maximum(next_end - next_start, 1)
         found: Floats = 2 / np.minimum(left, right) / self.topology.levels[0].bandwidth_bytes_per_second
-        for counts, (_, level) in zip(self.within[1:], self._levels()[1:], strict=True):
-            before = (counts[end] - counts[start]) / left[..., None]
-            after = (counts[next_end] - counts[next_start]) / right[..., None]
-            for unit in range(counts.shape[1]):
-                apart = np.abs(before[..., unit] - after[..., unit])
+        before, after = start * (self.block + 1) + end, next_start * (self.block + 1) + next_end
+        for shares, (_, level) in zip(self.shares[1:], self._levels()[1:], strict=True):
+            for of_range in shares:
+                apart = np.abs(of_range.take(before) - of_range.take(after))
                 found = np.maximum(found, 2 / level.bandwidth_bytes_per_second * apart)
         return found
 

@@ -7,7 +7,7 @@ from typing import Any
 from fxpipe import units
 from fxpipe.errors import OptionError, PartitionError
 from fxpipe.ir.topology import Topology
-from fxpipe.planner.bounds import check_possible, single_device_bound, time_bound
+from fxpipe.planner.bounds import check_possible, single_device_bound
 from fxpipe.planner.constraints import Constraints, check_objective
 from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.evaluate import Evaluation, evaluate
@@ -141,9 +141,7 @@ def _result(problem: Problem, objective: str, answer: Answer) -> Result:
     stages = answer.stages(problem)
     found = evaluate(problem.profile, problem.topology, stages, problem.model)
     if objective == "time":
-        bound = max(
-            time_bound(problem.graph, problem.topology, problem.model, problem.constraints), answer.proved_bound
-        )
+        bound = max(problem.time_bound, answer.proved_bound)
         bound = min(bound, found.bottleneck_seconds)  # they may differ in the last digit
         proved = found.bottleneck_seconds <= bound * (1 + SAME)
     else:

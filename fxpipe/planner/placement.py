@@ -28,7 +28,7 @@ class Placement:
     Per move, shape (n,): ``source`` and ``target`` states, ``replicas``, ``taken`` (at most so many devices are of this
     stage and all later ones), ``all_reduce`` (seconds for each byte of parameters), ``own_link`` (seconds for each byte
     that crosses, were nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses
-    between a stage and the one after it, shape (n moves, n next moves). ``like``: the first move that is the same but for
+    between a stage and the one after it, as the two broadcast. ``like``: the first move that is the same but for
     the numbers of the machines, with all that may follow. ``complete``: no other placement can be better.
     """
 
@@ -100,7 +100,7 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
         taken=n_devices[target],
         all_reduce=_all_reduce_of_shapes(topology, model, counts)[shape],
         own_link=own[shape],
-        links=lambda a, b: links[np.ix_(shape[a], shape[b])],
+        links=lambda a, b: links[shape[a], shape[b]],
         devices=devices,
         complete=not model.serial_links or len(topology.levels) == 1,
         like=_first_alike(topology, which),
@@ -163,20 +163,25 @@ def contiguous(ranges: Ranges) -> Placement:
     """Ranges of consecutive devices in each equal block of devices, from the last device down or, where that shifts them
     against the machines, from one of the few before it."""
     block, n_copies = ranges.block, ranges.n_copies
-    moves = [(block - e, e, s) for e in range(block, 0, -1) for s in range(e - 1, -1, -1)]
-    moves += [(0, e, s) for e in range(block - 1, block - 1 - ranges.most_idle, -1) for s in range(e - 1, -1, -1)]
-    source, end, start = np.array(moves).T
+    last, start = (at[::-1] for at in np.tril_indices(block))
+    end = last + 1
+    idle = (end < block) & (end >= block - ranges.most_idle)  # the last stage may end there too
+    source = np.append(block - end, np.zeros(np.count_nonzero(idle), dtype=np.int64))
+    start, end = np.append(start, start[idle]), np.append(end, end[idle])
     size = end - start
 
-    middle, left, right = np.ix_(np.arange(ranges.period), np.arange(1, block + 1), np.arange(1, block + 1))
     table = None
-    if ranges.period * block**2 <= MOST_LINKS:
-        table = ranges.link(middle - left, middle, middle, middle + right)
+    if (block + 1) ** 3 <= MOST_LINKS:
+        table = np.zeros([block + 1] * 3)  # by the place between two stages and their sizes
+        middle, left, right = np.ix_(*[np.arange(1, block + 1)] * 3)
+        middle, left, right = (at + 1 for at in np.nonzero((left <= middle) & (middle + right <= block)))
+        table[middle, left, right] = ranges.link(middle - left, middle, middle, middle + right)
 
     def links(moves: Ints, next_moves: Ints) -> Floats:
+        middle, left, right = end[moves], size[moves], size[next_moves]
         if table is None:
-            return ranges.link(start[moves, None], end[moves, None], end[moves, None], end[None, next_moves])
-        found: Floats = table[end[moves, None] % ranges.period, size[moves, None] - 1, size[next_moves] - 1]
+            return ranges.link(middle - left, middle, middle, middle + right)
+        found: Floats = table[middle, left, right]
         return found
 
     def devices(path: Sequence[int]) -> list[tuple[int, ...]]:
@@ -207,7 +212,7 @@ def one_device_each(n_stages: int) -> Placement:
         taken=states + 1,
         all_reduce=np.zeros(n_stages),
         own_link=np.zeros(n_stages),
-        links=lambda a, b: np.zeros((len(a), len(b))),
+        links=lambda a, b: np.zeros(np.broadcast_shapes(a.shape, b.shape)),
         devices=lambda path: [(n_stages - 1 - at,) for at in range(len(path))],
         like=states,
         complete=True,

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from fxpipe.ir.topology import Topology
+from fxpipe.planner.bounds import time_bound
 from fxpipe.planner.constraints import Constraints
 from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.cuts import CutSets, CutsOfOrder
@@ -31,6 +33,11 @@ class Problem:
         """The constraints that the graph does not hold already."""
         c = self.constraints
         return Limits(self.topology.memory_bytes, c.max_replicas, c.n_stages)
+
+    @cached_property
+    def time_bound(self) -> float:
+        """Seconds that no plan beats."""
+        return time_bound(self.graph, self.topology, self.model, self.constraints)
 
     def with_memory(self, memory_bytes: int) -> "Problem":
         """The same problem on larger or smaller devices."""

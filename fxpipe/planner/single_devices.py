@@ -12,7 +12,7 @@ import numpy as np
 
 from fxpipe.planner.bounds import single_device_bound
 from fxpipe.planner.cost_model import CostModel
-from fxpipe.planner.cuts import Cuts, CutsOfOrder, Pairs, cuts_of_order
+from fxpipe.planner.cuts import Cuts, CutsOfOrder, Pairs, cuts_of_order, pairs_of
 from fxpipe.planner.fastest import MOST_STEPS, all_cuts, orders_around
 from fxpipe.planner.minimax import Found, Limits, least_bytes, minimax
 from fxpipe.planner.orders import some_orders
@@ -59,8 +59,8 @@ def _limits(problem: Problem) -> Limits:
 def _solve(problem: Problem, limits: Limits, on_order: OnOrder, exactly: OverCuts) -> Answer | None:
     n_stages, graph = limits.n_stages or 1, problem.graph
     known = all_cuts(problem)
-    if known is not None and len(known[1].after) * n_stages <= MOST_STEPS:
-        found = exactly(*known, one_device_each(n_stages), limits)
+    if known is not None and np.count_nonzero(known[1]) * n_stages <= MOST_STEPS:
+        found = exactly(known[0], pairs_of(known[1]), one_device_each(n_stages), limits)
         if found is None:
             return None
         return answer_of(known[0], found.cost, found.cuts, _devices(n_stages), found.cost or -1.0)

@@ -7,10 +7,10 @@ from planner.graphs import FAMILIES, random_profile
 
 from fxpipe.planner.constraints import Constraints
 from fxpipe.planner.cost_model import CostModel
-from fxpipe.planner.cuts import cut_sets, lattice, pairs_of_sets
+from fxpipe.planner.cuts import cut_sets, lattice, nested, pairs_of
 from fxpipe.planner.feasible import Feasible
 from fxpipe.planner.graph import build_graph
-from fxpipe.planner.minimax import Limits, allowed, minimax
+from fxpipe.planner.minimax import Limits, minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.placement import all_sets, contiguous
 from fxpipe.planner.profile import read_profile
@@ -32,7 +32,7 @@ def cuts_of(data, not_replicated=()):
     constraints = Constraints(None, None, None, {}, tuple(not_replicated))
     graph = build_graph(read_profile(data), constraints)
     cuts = cut_sets(graph, lattice(graph, 10**4))
-    return cuts, pairs_of_sets(cuts, 10**6)
+    return cuts, nested(cuts)
 
 
 def placements(topology, model):
@@ -51,18 +51,20 @@ def placements(topology, model):
     st.booleans(),
 )
 def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, memory, max_replicas, single):
-    cuts, pairs = cuts_of(data, [data["nodes"][0]["id"]] if single else [])
+    cuts, holds = cuts_of(data, [data["nodes"][0]["id"]] if single else [])
     if cuts.n > 150:
         return
     stored = float(cuts.parameters[-1] + cuts.activations[-1])
     limits = Limits(None if memory is None else memory * stored, max_replicas)
     for placement in placements(parse_topology(text), model):
-        best = minimax(cuts, pairs, placement, model, limits)
-        stages = Stages(cuts, allowed(cuts, pairs, limits), model, limits.memory_bytes)
+        best = minimax(cuts, pairs_of(holds), placement, model, limits)
+        stages = Stages(cuts, holds, model, limits.memory_bytes)
         tries = Feasible(stages, placement, max_replicas)
         if best is None:
             assert tries.search(0.0, 1e9) is None
+            assert tries.search(0.0, np.inf) is None
             continue
+        assert tries.search(0.0, np.inf).cost == pytest.approx(best.cost, rel=1e-8)
         found = tries.search(0.0, 3 * best.cost)
         assert found.cost == pytest.approx(best.cost, rel=1e-8)
         assert found.cuts[0] == 0
@@ -73,21 +75,21 @@ def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, me
 
 
 def test_bits_come_back_from_words():
-    cuts, pairs = cuts_of(random_profile(3, "branchy", 8))
-    stages = Stages(cuts, pairs, CostModel(), None)
+    cuts, holds = cuts_of(random_profile(3, "branchy", 8))
+    stages = Stages(cuts, holds, CostModel(), None)
     bits = np.random.default_rng(0).random((5, stages.width)) < 0.5
     assert (stages.bits(words_of(bits)) == bits[:, : cuts.n]).all()
 
 
 def test_a_stage_keeps_to_a_time_or_not():
-    cuts, pairs = cuts_of(random_profile(5, "series-parallel", 9))
-    stages = Stages(cuts, pairs, CostModel(), None)
+    cuts, holds = cuts_of(random_profile(5, "series-parallel", 9))
+    stages, pairs = Stages(cuts, holds, CostModel(), None), pairs_of(holds)
     key = (0.5, 0.0, 0.0, True, 2)
     seconds = np.full((cuts.n, cuts.n), np.inf)
     between = [sums[pairs.after] - sums[pairs.before] for sums in (cuts.compute, cuts.parameters)]
     seconds[pairs.after, pairs.before] = (between[0] + 0.5 * between[1]) / 2
     time = float(np.median(seconds[np.isfinite(seconds)]))
-    found = np.empty((cuts.n, 1, stages.width // 64), dtype=np.uint64)
+    found = np.zeros((cuts.n, 1, stages.width // 64), dtype=np.uint64)
     stages.within([key], time * (1 + 1e-9), found)
     assert (stages.bits(found[:, 0]) == (seconds <= time * (1 + 1e-9))).all()
     assert 0 < stages.bits(found).sum() < len(pairs.after)

@@ -14,7 +14,7 @@ from fxpipe.errors import PartitionError
 from fxpipe.planner import fastest, single_devices
 from fxpipe.planner.constraints import Constraints
 from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
-from fxpipe.planner.cuts import cut_sets, cuts_of_order, lattice, pairs_of_line, pairs_of_sets, sets_of_orders
+from fxpipe.planner.cuts import cut_sets, cuts_of_order, lattice, nested, nested_line, pairs_of, sets_of_orders
 from fxpipe.planner.evaluate import evaluate
 from fxpipe.planner.graph import build_graph
 from fxpipe.planner.line import Line
@@ -23,6 +23,7 @@ from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import some_orders
 from fxpipe.planner.partition import partition
 from fxpipe.planner.placement import contiguous
+from fxpipe.planner.problem import Problem
 from fxpipe.planner.profile import read_profile
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.topology import parse_topology, topology_dict
@@ -98,7 +99,9 @@ def test_the_search_along_an_order_is_as_good_as_the_exact_one(text, model, memo
             line = Line(cuts, Ranges(topology, model, n_copies), model, limits)
             if not len(line.sizes):
                 continue
-            exact = minimax(cuts, pairs_of_line(cuts.n), contiguous(Ranges(topology, model, n_copies)), model, limits)
+            exact = minimax(
+                cuts, pairs_of(nested_line(cuts.n)), contiguous(Ranges(topology, model, n_copies)), model, limits
+            )
             found = line.search(float(graph.compute.sum()) / topology.n_devices, inf, 1e-4)
             if exact is None:
                 assert found is None
@@ -111,7 +114,7 @@ def test_the_search_along_an_order_is_as_good_as_the_exact_one(text, model, memo
 def test_the_search_along_an_order_keeps_to_the_number_of_stages(n_stages):
     graph = build_graph(read_profile(random_profile(1, "chain", 40)), Constraints())
     cuts, limits, topology = cuts_of_order(graph, np.arange(40)), Limits(n_stages=n_stages), parse_topology("8@20B/s")
-    exact = minimax(cuts, pairs_of_line(41), contiguous(Ranges(topology, CostModel(), 1)), CostModel(), limits)
+    exact = minimax(cuts, pairs_of(nested_line(41)), contiguous(Ranges(topology, CostModel(), 1)), CostModel(), limits)
     found = Line(cuts, Ranges(topology, CostModel(), 1), CostModel(), limits).search(1e-3, inf, 1e-4)
     assert len(found.starts) == len(exact.moves) == n_stages
     assert found.seconds <= exact.cost * (1 + 1e-4)
@@ -165,15 +168,25 @@ def test_every_order_can_run_and_every_cut_is_a_down_set():
             if all(bits >> a & 1 for b in range(9) if bits >> b & 1 for a in graph.predecessors[b])
         ]
         assert cuts.n == len(down_sets)
-        pairs = pairs_of_sets(cuts, 1 << 18)
-        assert len(pairs.after) == sum(a & b == a and a != b for a in down_sets for b in down_sets)
+        holds = nested(cuts)
+        assert (
+            len(pairs_of(holds).after)
+            == holds.sum()
+            == sum(a & b == a and a != b for a in down_sets for b in down_sets)
+        )
 
 
-def test_too_many_cuts_are_not_listed():
-    graph = build_graph(read_profile(random_profile(2, "chain", 9)), Constraints())
+def test_too_many_cuts_are_not_listed(monkeypatch):
+    profile, constraints = read_profile(random_profile(2, "chain", 9)), Constraints()
+    graph = build_graph(profile, constraints)
     assert lattice(graph, 9) is None
     assert lattice(graph, 10).shape == (10, 9)
-    assert pairs_of_sets(cut_sets(graph, lattice(graph, 10)), 44) is None
+    cuts, topology = cut_sets(graph, lattice(graph, 10)), parse_topology("4@20B/s")
+    assert (nested(cuts) == nested_line(10)).all()
+    problem = Problem(profile, topology, CostModel(), constraints, graph)
+    assert fastest.all_cuts(problem)[1].sum() == 45
+    monkeypatch.setattr(fastest, "MOST_PAIRS", 44)
+    assert fastest.all_cuts(problem) is None
     assert single_devices.MOST_STEPS == fastest.MOST_STEPS
 
 
@@ -222,12 +235,14 @@ def test_the_last_devices_may_stay_idle():
         profile = read_profile(random_profile(seed, "chain", 7))
         graph = build_graph(profile, Constraints())
         cuts, ranges = cuts_of_order(graph, np.arange(7)), Ranges(topology, CostModel(), 1)
-        found = minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits())
+        found = minimax(cuts, pairs_of(nested_line(8)), contiguous(ranges), CostModel(), Limits())
         by_end = [fastest_ending_at(profile, topology, last) for last in range(8, 8 - ranges.most_idle - 1, -1)]
         assert found.cost == pytest.approx(min(by_end))
-        assert minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits(), found.cost) is None
+        assert minimax(cuts, pairs_of(nested_line(8)), contiguous(ranges), CostModel(), Limits(), found.cost) is None
         above = found.cost * (1 + 1e-9)
-        assert minimax(cuts, pairs_of_line(8), contiguous(ranges), CostModel(), Limits(), above).cost == found.cost
+        assert (
+            minimax(cuts, pairs_of(nested_line(8)), contiguous(ranges), CostModel(), Limits(), above).cost == found.cost
+        )
         line = Line(cuts, ranges, CostModel(), Limits()).search(1e-3, inf, 1e-4)
         assert line.seconds <= found.cost * (1 + 1e-4)
         gains.append(by_end[0] / min(by_end))
@@ -239,6 +254,6 @@ def test_other_numberings_of_the_devices_are_tried():
     found = partition(data, topology)
     cuts = cuts_of_order(build_graph(read_profile(data), Constraints()), np.arange(5))
     blocks = [Ranges(topology, model, n) for n in numbers_of_copies(topology)]
-    plain = [minimax(cuts, pairs_of_line(6), contiguous(ranges), model, Limits()).cost for ranges in blocks]
+    plain = [minimax(cuts, pairs_of(nested_line(6)), contiguous(ranges), model, Limits()).cost for ranges in blocks]
     assert found.bottleneck_seconds < min(plain) / 1.05
     assert evaluate(found.profile, topology, found.stages).bottleneck_seconds == found.bottleneck_seconds
