@@ -35,7 +35,7 @@ Function = Callable[..., Any]
 KERNELS: dict[Any, Function] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
-    torch.ops.fxpipe.activate_and_compress.default: fused.on_gpu,
+    torch.ops.fxpipe.produce_and_compress.default: fused.on_gpu,
 }
 
 

@@ -11,7 +11,7 @@ than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` h
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
 second, masked path, which is counted too and has no budget. Of loads the model counts threads, not the lines of memory that
-they touch: see ``block_tiles``. Fused activations are compared to the two kernels that they replace, in bytes, instructions and
+they touch: see ``block_tiles``. Fused producers are compared to the two kernels that they replace, in bytes, instructions and
 modelled time.
 """
 
@@ -128,16 +128,17 @@ def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: in
 
 
 def fused_reports(target: str) -> list[Report]:
-    """Each activation with its input or output stored, and alone, which reads and writes and stores nothing."""
+    """Each activation and the sum with what it reads or writes stored, and alone, which reads and writes and stores nothing."""
     made = []
     for dtype in FUSED_DTYPES:
         fmt = BFPFormat.parse(FUSED_FORMAT)
-        for activation in fused.ACTIVATIONS:
-            for stored in ("none", *fused.STORED):
-                compiled = launch.compile_fused_for(TARGETS[target], activation, stored, fmt, dtype, FULL)
-                bytes_per_value = 2 * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
+        for producer in fused.PRODUCERS:
+            for stored in ("none", *fused.stored_by(producer)):
+                compiled = launch.compile_fused_for(TARGETS[target], producer, stored, fmt, dtype, FULL)
+                n_tensors = 2 if producer in fused.ACTIVATIONS else 3
+                bytes_per_value = n_tensors * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
                 text = f"{fmt}, {stored}" if stored != "none" else ""
-                made.append(_counted(compiled, target, activation, text, dtype, bytes_per_value))
+                made.append(_counted(compiled, target, producer, text, dtype, bytes_per_value))
     return [replace(m, shortfalls=tuple(_memory_shortfalls(m))) for m in made]
 
 
@@ -328,7 +329,7 @@ def _comparison(made: list[Report], target: str) -> list[list[object]]:
 
 
 FUSED_HEADERS = [
-    "activation", "stored", "dtype", "bytes/value", "of the pair", "inst/value", "of the pair", "registers",
+    "producer", "stored", "dtype", "bytes/value", "of the pair", "inst/value", "of the pair", "registers",
     "compute/memory (model)", "ps/value (model)", "of the pair (model)",
 ]  # fmt: skip
 HEADERS = [
@@ -363,7 +364,7 @@ def main() -> int:
             print(f"\n{target}{device}; counts are for one of {options.numel} values\n")
             print(tabulate([_row(made) for made in of_target], HEADERS, disable_numparse=True))
         for target, of_target in of_fused.items():
-            print(f"\n{target}: an activation and the storing of its input or output in one kernel, against two\n")
+            print(f"\n{target}: a producer and the storing of its input or output in one kernel, against two\n")
             print(tabulate(_comparison(of_target, target), FUSED_HEADERS, disable_numparse=True))
     return int(options.check and any(made.shortfalls for made in everything))
 

@@ -71,18 +71,18 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     return _stored_planes(planes, fmt)
 
 
-def activate_and_compress(
-    x_flat: Tensor, fmt: BFPFormat, activation: str, stored: str, tile: int = TILE
+def produce_and_compress(
+    inputs: Sequence[Tensor], fmt: BFPFormat, producer: str, stored: str, tile: int = TILE
 ) -> tuple[Tensor, ...]:
-    """The activation of ``x_flat`` [numel], contiguous, and the planes of its ``input`` or ``output``; see ``fused``."""
-    numel = x_flat.numel()
-    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
-    y = x_flat.new_empty(numel)
-    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    """The producer's output of ``inputs``, one or two [numel], contiguous, and the planes that are stored; see ``fused``."""
+    numel = inputs[0].numel()
+    constants = _constants(fmt, dtype_name(inputs[0].dtype, fmt), numel, tile, packs=_on_nvidia())
+    y = inputs[0].new_empty(numel)
+    planes = [y.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
     if not statically_known_true(numel == 0):
-        x_flat = _aligned(x_flat)
-        constants |= {"ACTIVATION": activation, "STORED": stored}
-        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, fmt, numel, tile)
+        x, z = map(_aligned, (inputs[0], inputs[-1]))
+        constants |= {"PRODUCER": producer, "STORED": stored}
+        _launch(fused_kernel, (x, z, y, *_arguments(planes, fmt, x), numel), constants, fmt, numel, tile)
     return (y, *_stored_planes(planes, fmt))
 
 
@@ -119,10 +119,10 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     return _compiled(target, KERNELS[kind], constants, fmt, dtype, numel)
 
 
-def compile_fused_for(target: GPUTarget, activation: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
-    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the activation alone."""
+def compile_fused_for(target: GPUTarget, producer: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
+    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the producer alone."""
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
-    constants |= {"ACTIVATION": activation, "STORED": stored}
+    constants |= {"PRODUCER": producer, "STORED": stored}
     return _compiled(target, fused_kernel, constants, fmt, dtype, numel)
 
 
@@ -130,6 +130,7 @@ def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BF
     types = {
         **_PLANE_POINTERS,
         "x_ptr": _POINTERS[dtype],
+        "z_ptr": _POINTERS[dtype],
         "y_ptr": _POINTERS[dtype],
         "numel": "i32" if numel < 2**31 else "i64",
         "place_bits": "i32",

@@ -47,16 +47,18 @@ def compress(ptx: Kernel, x: Tensor, fmt: BFPFormat, before: int = 0, fuse: bool
     return [*stored[:n_codes], *packing.pack_scales(stored[n_codes], fmt), *stored[n_codes + 1 :]]
 
 
-def activate_and_compress(
-    target: int, activation: str, stored: str, x: Tensor, fmt: BFPFormat, fuse: bool = False
+def produce_and_compress(
+    target: int, producer: str, stored: str, inputs: Sequence[Tensor], fmt: BFPFormat, fuse: bool = False
 ) -> list[Tensor]:
-    """The activation of ``x`` and the planes, as ``fused_kernel`` compiled for ``target`` makes them."""
+    """The producer's output of ``inputs`` and the planes, as ``fused_kernel`` compiled for ``target`` makes them."""
+    x = inputs[0]
     memory, numel, name = Memory(), x.numel(), str(x.dtype).removeprefix("torch.")
-    compiled = launch.compile_fused_for(GPUTarget("cuda", target, 32), activation, stored, fmt, name, numel)
-    source, y = memory.place(_bytes(x)), memory.place(_bytes(torch.empty_like(x)), writable=True)
+    compiled = launch.compile_fused_for(GPUTarget("cuda", target, 32), producer, stored, fmt, name, numel)
+    sources = [memory.place(_bytes(i)) for i in inputs]
+    y = memory.place(_bytes(torch.empty_like(x)), writable=True)
     planes = launch._kernel_planes(fmt, numel)
     at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
-    arguments = [source, y, *_pointers(at, fmt, 0), numel]
+    arguments = [sources[0], sources[-1], y, *_pointers(at, fmt, 0), numel]
     emulate(parse(compiled.asm["ptx"]), memory, arguments, _programs(numel, 0), fuse)
     return [
         _tensor(memory.at(y, x.nbytes), x.dtype),

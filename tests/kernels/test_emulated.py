@@ -106,7 +106,7 @@ def test_the_end_of_a_tensor_of_more_than_two_to_the_31_values(fmt, numel):
 @pytest.mark.parametrize("target", TARGETS)
 def test_relu_with_its_input_or_output_stored(target, dtype, stored):
     x, fmt = classes_in_turn(launch.TILE + 817, dtype), BFPFormat.parse("bfp4b32")
-    y, *planes = emulated.activate_and_compress(target, "relu", stored, x, fmt)
+    y, *planes = emulated.produce_and_compress(target, "relu", stored, [x], fmt)
     assert same(y, torch.relu(x))
     assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
 
@@ -116,6 +116,17 @@ def test_relu_with_its_input_or_output_stored(target, dtype, stored):
 def test_smooth_activations_store_what_they_read_or_wrote(activation, stored, dtype):
     """GELU with erf is left to the interpreter: libdevice's takes opcodes that flush denormals."""
     x, fmt = classes_in_turn(launch.TILE, dtype), BFPFormat.parse("bfp4b32")
-    y, *planes = emulated.activate_and_compress(90, activation, stored, x, fmt)
+    y, *planes = emulated.produce_and_compress(90, activation, stored, [x], fmt)
     assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
     assert near_activation(y, x, activation)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_sum_that_is_stored(target, dtype, fuse):
+    x, z = (classes_in_turn(launch.TILE + 817, dtype, seed) for seed in (1, 2))
+    fmt = BFPFormat.parse("bfp4b32")
+    y, *planes = emulated.produce_and_compress(target, "add", "output", [x, z], fmt, fuse)
+    assert same(y, x + z)
+    assert all(map(same, planes, reference.compress(y, fmt)))
