@@ -144,6 +144,7 @@ FLOORS = {
         "fxpipe/lowering/joint.py",
         "fxpipe/planner/fastest.py",
         "triton_kernels/lossless.py",
+        "triton_kernels/norm_kernels.py",
         "triton_kernels/reference.py",
     ],
     8: [
@@ -162,6 +163,7 @@ FLOORS = {
         "triton_kernels/cpu.py",
         "triton_kernels/exact.py",
         "triton_kernels/fused.py",
+        "triton_kernels/norm_launch.py",
         "triton_kernels/zero_coding.py",
     ],
     10: [
@@ -169,6 +171,7 @@ FLOORS = {
         "fxpipe/planner/explain.py",
         "fxpipe/planner/report.py",
         "fxpipe/saves/fused_producers.py",
+        "triton_kernels/norms.py",
         "triton_kernels/ops.py",
     ],
     11: [

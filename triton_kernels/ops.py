@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import by_definition, cpu, exact, fused, open_decoding, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
+from . import by_definition, cpu, exact, fused, norms, open_decoding, tiling  # noqa: F401  (some register operators of their own)
 from .codec import why_no_kernel
 from .format import BFPFormat
 from .plane_layout import plane_layouts

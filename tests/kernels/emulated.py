@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from kernels.emulator import Memory, emulate
@@ -9,7 +10,7 @@ from kernels.ptx import Kernel, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import BFPFormat, launch, learned, packing
+from fxpipe.triton_kernels import BFPFormat, launch, learned, norm_launch, packing
 
 SEED = torch.tensor(0x1234_5678_9ABC_DEF0)
 
@@ -68,6 +69,39 @@ def produce_and_compress(
     ]
 
 
+def norm_and_compress(
+    target: int, norm: norm_launch.Norm, stored: str, inputs: dict[str, Any], fmt: BFPFormat, fuse: bool = False
+) -> list[Tensor]:
+    """What ``norms.by_definition`` returns, flat, as ``norm_kernel`` compiled for ``target`` makes it."""
+    x, memory = inputs["x"], Memory()
+    n_rows, name = x.numel() // norm.width, str(x.dtype).removeprefix("torch.")
+    ptx = parse(norm_launch.compile_norm_for(GPUTarget("cuda", target, 32), norm, stored, fmt, name, n_rows).asm["ptx"])
+    read = [memory.place(_bytes(inputs[i])) if i in inputs else 0 for i in ("x", "residual", "mask", "weight", "bias")]
+    statistics = torch.empty(n_rows)
+    written = {
+        "sum": torch.empty_like(x) if "residual" in inputs else None, "y": torch.empty_like(x),
+        "mean": statistics if norm.kind == "layer" else None, "rstd": statistics,
+        "bits": torch.empty(x.numel() // 8, dtype=torch.uint8) if "mask" in inputs else None,
+    }  # fmt: skip
+    at = {name: 0 if t is None else memory.place(_bytes(t), writable=True) for name, t in written.items()}
+    planes = launch._kernel_planes(fmt, x.numel())
+    of_planes = [
+        [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes] if stored in (which, "both") else []
+        for which in ("input", "output")
+    ]
+    pointers = [pointer for places in of_planes for pointer in _pointers(places, fmt, 0)[:-1]]
+    constants = norm.constants(fmt, name, stored, n_rows, packs=True)
+    programs = range(-(-n_rows // constants["ROWS"]))
+    emulate(ptx, memory, [*read, *at.values(), *pointers, n_rows], programs, fuse)
+    found = [_tensor(memory.at(at[name], t.nbytes), t.dtype) for name, t in written.items() if t is not None]
+    for places in filter(None, of_planes):
+        content = [
+            _tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(places, planes, strict=True)
+        ]
+        found += launch._stored_planes(content, fmt)
+    return found
+
+
 def decompress(
     ptx: Kernel, planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torch.dtype,
     before: int = 0, fuse: bool = False,
@@ -104,7 +138,7 @@ def _empty(plane) -> Tensor:
 
 
 def _bytes(x: Tensor):
-    return x.contiguous().view(torch.uint8).numpy()
+    return x.contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _tensor(content, dtype: torch.dtype) -> Tensor:

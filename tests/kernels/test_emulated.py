@@ -3,10 +3,11 @@
 import pytest
 import torch
 from kernels import emulated
-from kernels.inputs import any_codes, classes_in_turn, near_activation, same, tops
+from kernels.inputs import any_codes, classes_in_turn, near_activation, norm_inputs, same, tops
 from kernels.kernel_formats import DECODED, FAMILY
+from kernels.norm_oracle import EPS, check
 
-from fxpipe.triton_kernels import BFPFormat, launch, reference
+from fxpipe.triton_kernels import BFPFormat, launch, norm_launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 TARGETS = [80, 90, 100]
@@ -130,3 +131,23 @@ def test_a_sum_that_is_stored(target, dtype, fuse):
     y, *planes = emulated.produce_and_compress(target, "add", "output", [x, z], fmt, fuse)
     assert same(y, x + z)
     assert all(map(same, planes, reference.compress(y, fmt)))
+
+
+W, R = ("weight", "bias"), ("residual",)
+NORMS = [
+    ("layer", 256, (*R, "mask", *W), "both", "bfp4b32", torch.bfloat16),
+    ("layer", 768, (*R, *W), "input", "bfp4b32", torch.float16),
+    ("layer", 128, W, "output", "bfp3b16:gauss+e5m3", torch.float32),
+    ("rms", 4096, (*R, "weight"), "input", "bfp4b32", torch.bfloat16),
+    ("rms", 768, (*R, "mask", "weight"), "both", "bfp8b64", torch.float16),
+    ("layer", 2048, (), "both", "bfp5b128", torch.float32),
+]
+
+
+@pytest.mark.parametrize(("place", "given"), list(enumerate(NORMS)))
+def test_a_norm_that_is_stored(place, given):
+    norm, width, has, stored, text, dtype = given
+    inputs = norm_inputs((7, width), dtype, has, seed=place)
+    which = norm_launch.Norm(norm, EPS, width, has, inputs.get("kept", 1.0))
+    fmt, target = BFPFormat.parse(text), (90, 90, 80, 90, 100, 90)[place]
+    check(emulated.norm_and_compress(target, which, stored, inputs, fmt, place % 2 == 1), inputs, norm, text, stored)
