@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpipe.graph_module import describe, returned
 from fxpipe.saves import fused_consumers, value_facts
-from fxpipe.triton_kernels import fused, ops
+from fxpipe.triton_kernels import fused, norms, ops
 from fxpipe.triton_kernels.codec import DEVICES, why_no_kernel
 from fxpipe.triton_kernels.format import BFPFormat
 
@@ -36,6 +36,7 @@ KERNELS: dict[Any, Function] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
     torch.ops.fxpipe.produce_and_compress.default: fused.on_gpu,
+    torch.ops.fxpipe.norm_and_compress.default: norms.on_gpu,
 }
 
 

@@ -50,6 +50,8 @@ FLOORS = {
         "fxpipe/plans/tensor_json.py",
         "fxpipe/runtime/watch.py",
         "fxpipe/saves/backward_facts.py",
+        "fxpipe/saves/in_memory.py",
+        "fxpipe/saves/norm_patterns.py",
         "fxpipe/saves/value_ranges.py",
         "fxpipe/units.py",
         "triton_kernels/field_tiles.py",

@@ -18,10 +18,6 @@ from .norm_kernels import norm_kernel
 from .reference import dtype_name
 
 WARP = 32
-MOST_BYTES = 16384
-"""Of a row, filled up to a power of two: eight warps hold that many."""
-
-STORED = ("input", "output", "both")
 _N_PLANES = 5
 _FLOATS = {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
 
@@ -48,14 +44,6 @@ class Norm:
         stores = {"STORES_INPUT": stored in ("input", "both"), "STORES_OUTPUT": stored in ("output", "both")}
         shape = {"WIDTH": self.width, "PADDED": padded, "ROWS": rows, "EVEN": statically_known_true(n_rows % rows == 0)}
         return {"NORM": self.kind, "EPS": self.eps, "KEPT": self.kept, "C": c, **there, **stores, **shape}
-
-
-def why_no_norm_kernel(fmt: BFPFormat, dtype: torch.dtype, width: int) -> str:
-    """What of rows of ``width`` values, stored in ``fmt``, the kernel does not know."""
-    padded = triton.next_power_of_2(width)
-    if width % max(fmt.block, 32) or padded * dtype.itemsize > MOST_BYTES:
-        return f"rows of {width} values"
-    return ""
 
 
 def norm_and_compress(

@@ -24,7 +24,16 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 NORMS = ("layer", "rms")
+MOST_BYTES = 16384
+"""Of a row, filled up to a power of two, in the kernel: eight warps hold that many."""
 STORED = ("input", "output", "both")
+
+
+def why_no_norm_kernel(fmt: BFPFormat, dtype: torch.dtype, width: int) -> str:
+    """What of rows of ``width`` values of that dtype, stored in ``fmt``, the kernel does not know."""
+    padded = 1 << max(width - 1, 0).bit_length()
+    known = width % max(fmt.block, 32) == 0 and 0 < padded * dtype.itemsize <= MOST_BYTES
+    return "" if known else f"rows of {width} values"
 
 
 def by_definition(
@@ -81,7 +90,7 @@ def on_gpu(
 
     _check(inputs, mask, norm, stored)
     fmt, shape = BFPFormat.parse(format), inputs[0].shape
-    if why_not_fused(fmt) or norm_launch.why_no_norm_kernel(fmt, inputs[0].dtype, int(shape[-1])):
+    if why_not_fused(fmt) or why_no_norm_kernel(fmt, inputs[0].dtype, int(shape[-1])):
         return by_definition(inputs, format, weight, bias, mask, kept, norm, eps, stored)
     there = {
         "residual": len(inputs) > 1,

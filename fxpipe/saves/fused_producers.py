@@ -1,25 +1,18 @@
 """On GPUs an activation or a sum and the storing of its input or output become one node: one kernel does both in one pass."""
 
 import operator
-from collections.abc import Iterator
 
 import torch
 import torch.fx as fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxpipe.graph_module import describe
-from fxpipe.saves.value_facts import memory_order, storage_of, view_source
+from fxpipe.saves.in_memory import flat_alike, is_in_memory, is_plain_sum, lie_alike, readers
+from fxpipe.saves.value_facts import memory_order, storage_of
 from fxpipe.triton_kernels.codec import DEVICES
 from fxpipe.triton_kernels.format import BFPFormat
 from fxpipe.triton_kernels.fused import ACTIVATIONS, why_not_fused
 
 aten = torch.ops.aten
-
-IN_MEMORY = (
-    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default,
-    aten.linear.default,
-)  # fmt: skip
-"""What computes a value that is in memory anyway. Others may run in one kernel of Inductor's with what reads them."""
 
 EXACT = ("relu", "add")
 """What the fused kernel computes as torch does, bit for bit."""
@@ -34,7 +27,7 @@ def fuse_producers(forward: fx.Graph, *, exact: bool) -> None:
     Without it Inductor follows, which makes one kernel of what is computed value by value. Only activations of a matrix
     product or convolution pay there; SiLU and GELU are within a rounding of torch's, as they are of Inductor's. A sum is
     left to Inductor, which computes it in one kernel with the norm that reads it (8 bytes, and 2.5 for the storing): the sum
-    and its storing in one kernel (6.5), then the norm (4), would move as many, 10.5.
+    and its storing in one kernel (6.5), then the norm (4), would move as many, 10.5. With the norm it pays (``fuse_norms``).
 
     Before::
 
@@ -62,26 +55,17 @@ def _producers(value: fx.Node) -> list[tuple[fx.Node, str]]:
     base = storage_of(value)
     if _name(base):
         return [(base, "output")]
-    return [(reader, "input") for reader in _readers(base) if _name(reader) in ACTIVATIONS]
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    for user in node.users:
-        yield from _readers(user) if view_source(user) is node else (user,)
+    return [(reader, "input") for reader in readers(base) if _name(reader) in ACTIVATIONS]
 
 
 def _name(node: fx.Node) -> str:
     """Its name for ``fxpipe::produce_and_compress``; empty for other operators."""
     if node.target is aten.gelu.default:
         return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"
-    if node.target is aten.add.Tensor and (node.kwargs.get("alpha", 1) != 1 or not _adds_tensors(node)):
-        return ""
-    names: dict[object, str] = {aten.relu.default: "relu", aten.silu.default: "silu", aten.add.Tensor: "add"}
+    if is_plain_sum(node):
+        return "add"
+    names: dict[object, str] = {aten.relu.default: "relu", aten.silu.default: "silu"}
     return names.get(node.target, "")
-
-
-def _adds_tensors(add: fx.Node) -> bool:
-    return all(isinstance(a, fx.Node) and isinstance(a.meta["val"], torch.Tensor) for a in add.args)
 
 
 def _pays(producer: fx.Node, stored: str, compress: fx.Node, exact: bool) -> bool:
@@ -91,28 +75,12 @@ def _pays(producer: fx.Node, stored: str, compress: fx.Node, exact: bool) -> boo
     y = producer.meta["val"]
     return (
         y.device.type in DEVICES
-        and all(_lie_alike(source.meta["val"], y) for source in sources)
+        and all(lie_alike(source.meta["val"], y) for source in sources)
         and bool(y.permute(memory_order(y)).is_contiguous())
-        and (value is (producer if stored == "output" else sources[0]) or _flat_alike(value.meta["val"], y))
+        and (value is (producer if stored == "output" else sources[0]) or flat_alike(value.meta["val"], y))
         and not why_not_fused(BFPFormat.parse(str(compress.args[1])))
-        and (exact or _in_memory(sources[0]))
+        and (exact or is_in_memory(sources[0]))
     )
-
-
-def _lie_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    same = (a.dtype, a.device, a.dim(), a.stride()) == (b.dtype, b.device, b.dim(), b.stride())
-    return same and all(map(statically_known_true, map(operator.eq, a.shape, b.shape)))
-
-
-def _flat_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whole tensors that are views of each other."""
-    return a.is_contiguous() and b.is_contiguous() and statically_known_true(a.numel() == b.numel())
-
-
-def _in_memory(node: fx.Node) -> bool:
-    while (source := view_source(node)) is not None:
-        node = source
-    return node.op == "placeholder" or node.target in IN_MEMORY
 
 
 def _fuse(producer: fx.Node, stored: str, compress: fx.Node) -> None:
