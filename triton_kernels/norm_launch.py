@@ -66,7 +66,8 @@ def norm_and_compress(
         **({"sum": total} if "residual" in norm.has else {}), "y": y, **({"mean": mean} if norm.kind == "layer" else {}),
         "rstd": rstd, **({"bits": bits} if mask is not None else {}),
     }  # fmt: skip
-    pointers, stored_planes = [], []
+    pointers: list[Tensor] = []
+    stored_planes: list[Tensor] = []
     for stores in (constants["STORES_INPUT"], constants["STORES_OUTPUT"]):
         kernel_planes = launch._kernel_planes(fmt, numel) if stores else []
         planes = [x.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in kernel_planes]

@@ -17,6 +17,8 @@ from fxpipe.triton_kernels.format import DTYPES, BFPFormat
 from fxpipe.triton_kernels.fused import why_not_fused
 from fxpipe.triton_kernels.norms import why_no_norm_kernel
 
+aten = torch.ops.aten
+
 
 def fuse_norms(forward: fx.Graph) -> None:
     """Fuses each layer norm and RMS norm whose input or output is stored, where that moves fewer bytes; edits in place.
@@ -99,10 +101,10 @@ def _stores(norm: FoundNorm) -> dict[str, fx.Node]:
 def _stored(node: fx.Node) -> fx.Node | None:
     for reader in readers(storage_of(node)):
         value = reader.args[0] if reader.target is torch.ops.fxpipe.bfp_compress.default else None
-        if isinstance(value, fx.Node) and flat_alike(value.meta["val"], node.meta["val"]):
-            order = reader.args[2]
-            if order == sorted(order):  # type: ignore[call-overload]
-                return reader
+        if not isinstance(value, fx.Node) or not flat_alike(value.meta["val"], node.meta["val"]):
+            continue
+        if reader.args[2] == list(range(value.meta["val"].dim())):
+            return reader
     return None
 
 
@@ -118,11 +120,18 @@ def _summed(norm: FoundNorm) -> _Summed:
     like = norm.x.meta["val"]
     if not all(lie_alike(n.meta["val"], like) for n in pair):
         return _Summed(norm.x)
+    pair = [_uncopied(n) for n in pair]
     for x, residual in itertools.permutations(pair):
         dropout = found_dropout(x)
         if dropout and _pays(dropout, x, like) and _is_there(residual):
             return _Summed(dropout.x, residual, dropout)
     return _Summed(pair[1], pair[0]) if all(map(_is_there, pair)) else _Summed(norm.x)
+
+
+def _uncopied(node: fx.Node) -> fx.Node:
+    """What a copy copies that only the sum reads, as a dropout of nothing is."""
+    source = node.args[0] if node.target is aten.clone.default and len(node.users) == 1 else None
+    return source if isinstance(source, fx.Node) and lie_alike(source.meta["val"], node.meta["val"]) else node
 
 
 def _is_there(node: fx.Node) -> bool:
@@ -153,10 +162,12 @@ def _fuse(norm: FoundNorm, summed: _Summed, stores: dict[str, fx.Node]) -> None:
     with at.graph.inserting_before(at):
         fused = at.graph.call_function(target, arguments, name=f"norm_{norm.y.name}")
     describe(fused, norm.y, target(*fx.map_arg(arguments, lambda n: n.meta["val"])))
-    packs = [n for n in mask.users if n.target is torch.ops.fxpipe.pack_bools.default] if mask else []
-    for pack in packs:
+    packs: list[fx.Node | None] = (
+        [n for n in mask.users if n.target is torch.ops.fxpipe.pack_bools.default] if mask else []
+    )
+    for pack in filter(None, packs):
         fused.append(pack)
-    results = [[norm.x]] if summed.residual else []
+    results: list[list[fx.Node | None]] = [[norm.x]] if summed.residual else []
     results += [[norm.y], *([[norm.mean]] if norm.kind == "layer" else []), [norm.rstd], *([packs] if mask else [])]
     results += [
         [plane] for name in sorted(stores) for plane in sorted(stores[name].users, key=operator.attrgetter("args"))

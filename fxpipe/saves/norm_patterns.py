@@ -1,5 +1,6 @@
 """Norms and dropouts in a graph: as one operator, or written out as Inductor's decompositions have them."""
 
+import itertools
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def found_dropout(node: fx.Node) -> FoundDropout | None:
     inner = node.args[0] if node.target is aten.mul.Tensor else None
     if not (isinstance(inner, fx.Node) and isinstance(node.args[1], float) and _is_product(inner)):
         return None
-    for mask, x in (inner.args, inner.args[::-1]):
+    for mask, x in itertools.permutations(inner.all_input_nodes):
         if _val(mask).dtype is torch.bool and len(inner.users) == 1:
             return FoundDropout(x, mask, node.args[1], (inner, node))
     return None
@@ -146,7 +147,8 @@ def _of_rms_norm(variance: fx.Node) -> tuple[str, fx.Node, fx.Node | None, fx.No
 def _affine(normalised: fx.Node, x: torch.Tensor) -> tuple[fx.Node | None, fx.Node | None, list[fx.Node]]:
     """(weight, bias, nodes) of what follows, each the only reader of the one before, to the last of the dtype of ``x``."""
     weight = bias = None
-    chain, whole = [normalised], (None, None, [normalised])
+    chain = [normalised]
+    whole: tuple[fx.Node | None, fx.Node | None, list[fx.Node]] = None, None, [normalised]
     while len(chain[-1].users) == 1:
         node, last = next(iter(chain[-1].users)), chain[-1]
         others = [a for a in node.args if a is not last]
