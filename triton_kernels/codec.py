@@ -153,6 +153,15 @@ def why_no_kernel(fmt: BFPFormat, kind: Literal["compress", "decompress"]) -> st
     return ", ".join(name for name, there in parts.items() if there)
 
 
+def why_not_fused(fmt: BFPFormat) -> str:
+    """Which part of ``fmt`` the kernels that compute the values too do not know."""
+    if fmt.compress_needs_seed:
+        return "a seed"
+    if fmt.codebook == "learned":
+        return "levels learned from the values"
+    return "tiles of rows" if fmt.rows else why_no_kernel(fmt, "compress")
+
+
 def _threshold_of_unsigned(fmt: BFPFormat) -> bool:
     return fmt.unsigned and fmt.outlier_threshold > 0
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .codec import why_no_kernel
+from .codec import why_not_fused
 from .format import BFPFormat
 
 _LIBRARY = torch.library.Library("fxpipe", "FRAGMENT")
@@ -36,15 +36,6 @@ STORED = ("input", "output")
 def stored_by(producer: str) -> tuple[str, ...]:
     """What the fused kernel can store of a producer: one of its inputs only where it has no other."""
     return STORED if producer in ACTIVATIONS else STORED[1:]
-
-
-def why_not_fused(fmt: BFPFormat) -> str:
-    """Which part of ``fmt`` the fused kernel does not know."""
-    if fmt.compress_needs_seed:
-        return "a seed"
-    if fmt.codebook == "learned":
-        return "levels learned from the values"
-    return "tiles of rows" if fmt.rows else why_no_kernel(fmt, "compress")
 
 
 def by_definition(

@@ -1,5 +1,6 @@
 """Runs ``norm_kernel`` on tensors, or compiles it for a device that is not there; see ``launch``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,18 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
-from . import launch
 from .codec import codec
 from .format import BFPFormat
+from .kernel_arguments import (
+    PLANE_POINTERS,
+    VALUE_POINTERS,
+    aligned,
+    kernel_planes,
+    on_device,
+    on_nvidia,
+    plane_arguments,
+    stored_planes,
+)
 from .norm_kernels import norm_kernel
 from .reference import dtype_name
 
@@ -56,9 +66,9 @@ def norm_and_compress(
     stored: str,
 ) -> list[Tensor]:
     """What ``norms.by_definition`` returns, of contiguous tensors; but values and statistics have one dimension."""
-    x, numel = launch._aligned(inputs[0]), inputs[0].numel()
-    n_rows = numel // norm.width
-    constants = norm.constants(fmt, dtype_name(x.dtype, fmt), stored, n_rows, packs=launch._on_nvidia())
+    x, n_rows = aligned(inputs[0]), math.prod(inputs[0].shape[:-1])
+    numel = n_rows * norm.width
+    constants = norm.constants(fmt, dtype_name(x.dtype, fmt), stored, n_rows, packs=on_nvidia())
     total, y = (x.new_empty(numel) for _ in range(2))
     mean, rstd = (x.new_empty(n_rows, dtype=torch.float32) for _ in range(2))
     bits = x.new_empty(numel // 8, dtype=torch.uint8)
@@ -67,24 +77,24 @@ def norm_and_compress(
         "rstd": rstd, **({"bits": bits} if mask is not None else {}),
     }  # fmt: skip
     pointers: list[Tensor] = []
-    stored_planes: list[Tensor] = []
+    made: list[Tensor] = []
     for stores in (constants["STORES_INPUT"], constants["STORES_OUTPUT"]):
-        kernel_planes = launch._kernel_planes(fmt, numel) if stores else []
-        planes = [x.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in kernel_planes]
-        pointers += launch._arguments(planes, fmt, x)[:_N_PLANES] if stores else [x] * _N_PLANES
-        stored_planes += launch._stored_planes(planes, fmt) if stores else ()
-    given = (x if t is None else launch._aligned(t) for t in (inputs[-1], mask, weight, bias))
+        written_planes = kernel_planes(fmt, numel) if stores else []
+        planes = [x.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in written_planes]
+        pointers += plane_arguments(planes, fmt, x)[:_N_PLANES] if stores else [x] * _N_PLANES
+        made += stored_planes(planes, fmt) if stores else ()
+    given = (x if t is None else aligned(t) for t in (inputs[-1], mask, weight, bias))
     outputs = (written.get(name, x) for name in ("sum", "y", "mean", "rstd", "bits"))
     _launch_rows((x, *given, *outputs, *pointers, n_rows), constants)
-    return [*written.values(), *stored_planes]
+    return [*written.values(), *made]
 
 
 def compile_norm_for(target: GPUTarget, norm: Norm, stored: str, fmt: BFPFormat, dtype: str, n_rows: int) -> Any:
     """The compiled kernel for ``target``; ``stored`` may be ``none`` here, for the norm alone. See ``launch.compile_for``."""
     constants = norm.constants(fmt, dtype, stored, n_rows, packs=target.backend == "cuda")
-    types = launch._PLANE_POINTERS | {f"y_{name}": type_ for name, type_ in launch._PLANE_POINTERS.items()} | _FLOATS
+    types = PLANE_POINTERS | {f"y_{name}": type_ for name, type_ in PLANE_POINTERS.items()} | _FLOATS
     types |= dict.fromkeys(
-        ("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "sum_ptr", "y_ptr"), launch._POINTERS[dtype]
+        ("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "sum_ptr", "y_ptr"), VALUE_POINTERS[dtype]
     )
     types |= {"mask_ptr": "*i1", "bits_ptr": "*u8", "n_rows": "i32"}
     signature = {name: types.get(name, "constexpr") for name in norm_kernel.arg_names}
@@ -107,5 +117,5 @@ def _launch_rows(arguments: Sequence[Any], constants: dict[str, Any]) -> None:
     if is_fake(first):
         torch.library.wrap_triton(norm_kernel)[(n_programs,)](*arguments, **constants, num_warps=n_warps(constants))
     elif not statically_known_true(first.numel() == 0):
-        with launch.on_device(first):
+        with on_device(first):
             norm_kernel[(n_programs,)](*arguments, **constants, num_warps=n_warps(constants))

@@ -12,9 +12,8 @@ from fxpipe.graph_module import describe
 from fxpipe.saves.in_memory import flat_alike, is_in_memory, is_plain_sum, is_written, lie_alike, readers
 from fxpipe.saves.norm_patterns import FoundDropout, FoundNorm, found_dropout, found_norms
 from fxpipe.saves.value_facts import storage_of
-from fxpipe.triton_kernels.codec import DEVICES
+from fxpipe.triton_kernels.codec import DEVICES, why_not_fused
 from fxpipe.triton_kernels.format import DTYPES, BFPFormat
-from fxpipe.triton_kernels.fused import why_not_fused
 from fxpipe.triton_kernels.norms import why_no_norm_kernel
 
 aten = torch.ops.aten

@@ -8,9 +8,9 @@ import torch.fx as fx
 from fxpipe.graph_module import describe
 from fxpipe.saves.in_memory import flat_alike, is_in_memory, is_plain_sum, lie_alike, readers
 from fxpipe.saves.value_facts import memory_order, storage_of
-from fxpipe.triton_kernels.codec import DEVICES
+from fxpipe.triton_kernels.codec import DEVICES, why_not_fused
 from fxpipe.triton_kernels.format import BFPFormat
-from fxpipe.triton_kernels.fused import ACTIVATIONS, why_not_fused
+from fxpipe.triton_kernels.fused import ACTIVATIONS
 
 aten = torch.ops.aten
 

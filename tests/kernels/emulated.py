@@ -10,7 +10,7 @@ from kernels.ptx import Kernel, parse
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import BFPFormat, launch, learned, norm_launch, packing
+from fxpipe.triton_kernels import BFPFormat, kernel_arguments, launch, learned, norm_launch, packing
 
 SEED = torch.tensor(0x1234_5678_9ABC_DEF0)
 
@@ -35,7 +35,7 @@ def compress(ptx: Kernel, x: Tensor, fmt: BFPFormat, before: int = 0, fuse: bool
     memory, numel = Memory(), x.numel()
     behind = before * launch.TILE
     source = memory.place(_bytes(x)) - behind * x.itemsize
-    planes = [plane for plane in launch._kernel_planes(fmt, numel) if plane.name != "level"]
+    planes = [plane for plane in kernel_arguments.kernel_planes(fmt, numel) if plane.name != "level"]
     at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
     pointers = _pointers(at, fmt, behind)
     if fmt.codebook == "learned":
@@ -57,13 +57,13 @@ def produce_and_compress(
     compiled = launch.compile_fused_for(GPUTarget("cuda", target, 32), producer, stored, fmt, name, numel)
     sources = [memory.place(_bytes(i)) for i in inputs]
     y = memory.place(_bytes(torch.empty_like(x)), writable=True)
-    planes = launch._kernel_planes(fmt, numel)
+    planes = kernel_arguments.kernel_planes(fmt, numel)
     at = [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes]
     arguments = [sources[0], sources[-1], y, *_pointers(at, fmt, 0), numel]
     emulate(parse(compiled.asm["ptx"]), memory, arguments, _programs(numel, 0), fuse)
     return [
         _tensor(memory.at(y, x.nbytes), x.dtype),
-        *launch._stored_planes(
+        *kernel_arguments.stored_planes(
             [_tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(at, planes, strict=True)], fmt
         ),
     ]
@@ -84,7 +84,7 @@ def norm_and_compress(
         "bits": torch.empty(x.numel() // 8, dtype=torch.uint8) if "mask" in inputs else None,
     }  # fmt: skip
     at = {name: 0 if t is None else memory.place(_bytes(t), writable=True) for name, t in written.items()}
-    planes = launch._kernel_planes(fmt, x.numel())
+    planes = kernel_arguments.kernel_planes(fmt, x.numel())
     of_planes = [
         [memory.place(_bytes(_empty(plane)), writable=True) for plane in planes] if stored in (which, "both") else []
         for which in ("input", "output")
@@ -98,7 +98,7 @@ def norm_and_compress(
         content = [
             _tensor(memory.at(a, p.n_bytes), getattr(torch, p.dtype)) for a, p in zip(places, planes, strict=True)
         ]
-        found += launch._stored_planes(content, fmt)
+        found += kernel_arguments.stored_planes(content, fmt)
     return found
 
 
@@ -110,7 +110,7 @@ def decompress(
     memory, n_codes = Memory(), len(fmt.group_planes)
     behind = before * launch.TILE
     scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel)).to(torch.uint8)
-    behind_scales = planes[len(planes) - launch._n_ancillary(fmt) :]
+    behind_scales = planes[len(planes) - kernel_arguments.n_ancillary(fmt) :]
     at = [memory.place(_bytes(plane)) for plane in (*planes[:n_codes], scales, *behind_scales)]
     y = memory.place(_bytes(torch.empty(numel, dtype=dtype)), writable=True)
     seed = memory.place(_bytes(SEED.view(1)))
@@ -125,7 +125,7 @@ def _programs(numel: int, before: int) -> range:
 
 def _pointers(at: Sequence[int], fmt: BFPFormat, behind: int) -> list[int]:
     """The planes' addresses in the order of the kernels' arguments, as if ``behind`` values came first; 0 for none."""
-    planes = launch._kernel_planes(fmt, behind)
+    planes = kernel_arguments.kernel_planes(fmt, behind)
     by_name = {
         plane.name: address - plane.n_bytes * (plane.name != "level")
         for plane, address in zip(planes, at, strict=False)

@@ -10,11 +10,14 @@ from kernels.norm_oracle import EPS, check
 from test_inline_kernels import calls, inlined
 from torch import Tensor, fx
 from torch._inductor.decomposition import select_decomp_table
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from without_gpu import generated, kernel_calls, to_gpu
 
 from fxpipe.inline_kernels import with_inlined_kernels
 from fxpipe.saves.fused_norms import fuse_norms
+from fxpipe.triton_kernels.norms import on_gpu
 
 # Inductor's own, on its first import
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
@@ -231,6 +234,22 @@ def test_inductor_inlines_one_kernel_for_all(mask):
     assert (before, kernel) == ("extern_kernels.mm", "norm_kernel_0.run")
     assert "extern_kernels.mm" in after
     assert "torch.ops.fxpipe" not in source
+
+
+def test_a_batch_of_any_size():
+    """Traced once, and no size is guarded."""
+    env = ShapeEnv()
+    any_batch = StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC, DimDynamic.STATIC])
+    mode = FakeTensorMode(shape_env=env)
+    given = [mode.from_tensor(t, symbolic_context=any_batch) for t in ROWS]
+    with mode:
+        x, residual = (torch.empty_like(t, device="cuda") for t in (given[0], given[0]))
+        made = make_fx(lambda *inputs: on_gpu(inputs, "bfp4b32", None, None, None, 1.0, "rms", EPS, "both"))(
+            x, residual
+        )
+    assert len([n for n in made.graph.nodes if "triton" in str(n.target)]) == 1
+    assert not env.guards
+    assert isinstance(made.graph.output_node().args[0][0].meta["val"].shape[0], torch.SymInt)
 
 
 def test_what_the_kernel_writes():
