@@ -29,7 +29,10 @@ from fxpipe.saves import (
     backward_facts,
     exact_forms,
     format_rules,
+    fused_norms,
     fused_producers,
+    in_memory,
+    norm_patterns,
     save_points,
     value_facts,
     value_ranges,
@@ -138,7 +141,7 @@ class CompressingPartitioner(CustomPartitionerFn):
         if self.options.on_plan is not None or FormatRules.parse(self.options.format).rules:
             return uuid4().bytes
         facts = (value_facts, value_ranges, backward_facts, exact_forms, format_rules)
-        rewrite = (joint, save_points, compress, fused_producers, inductor)
+        rewrite = (joint, save_points, compress, fused_norms, norm_patterns, in_memory, fused_producers, inductor)
         modules = (sys.modules[__name__], *rewrite, *facts, formats, ops, exact)
         return get_hash_for_files(tuple(str(m.__file__) for m in modules), str(self.options))
 

@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxpipe.graph_module import describe, returned
 from fxpipe.saves import fused_consumers, value_facts
-from fxpipe.triton_kernels import fused, ops
+from fxpipe.triton_kernels import fused, norms, ops
 from fxpipe.triton_kernels.codec import DEVICES
 from fxpipe.triton_kernels.format import BFPFormat
 
@@ -35,7 +35,8 @@ Function = Callable[..., Any]
 KERNELS: dict[Any, Function] = {
     torch.ops.fxpipe.bfp_compress.default: ops.compress_on_gpu,
     torch.ops.fxpipe.bfp_decompress.default: ops.decompress_on_gpu,
-    torch.ops.fxpipe.activate_and_compress.default: fused.on_gpu,
+    torch.ops.fxpipe.produce_and_compress.default: fused.on_gpu,
+    torch.ops.fxpipe.norm_and_compress.default: norms.on_gpu,
 }
 
 

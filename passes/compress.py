@@ -16,6 +16,7 @@ from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraph
 from fxpipe.pass_base import Pass
 from fxpipe.saves.exact_forms import ExactForm, Fakes, insert_restore, insert_store
 from fxpipe.saves.format_rules import FormatRules, Names
+from fxpipe.saves.fused_norms import fuse_norms
 from fxpipe.saves.fused_producers import fuse_producers
 from fxpipe.saves.save_points import (
     MIN_BYTES,
@@ -88,7 +89,8 @@ class CompressSavePoints(Pass):
     """Puts a compress node after the last forward use and a decompress node before the first backward use of each chosen value.
 
     Changes gradients within the format's bound, and never a forward output; but where ``exact_forward`` is off, for stages that
-    Inductor compiles, SiLU and GELU may be fused on a GPU and differ by a rounding, as they do there (``fuse_producers``).
+    Inductor compiles, SiLU, GELU and norms may be fused on a GPU and differ by a rounding, as they do there
+    (``fuse_producers``, ``fuse_norms``).
 
     Before::
 
@@ -141,8 +143,8 @@ def compress_halves(
     *,
     exact_forward: bool = True,
 ) -> None:
-    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_producers``, which
-    gets ``exact_forward``.
+    """The rewrite: edits both graphs in place for every point whose decision is not ``keep``; then ``fuse_norms``,
+    unless ``exact_forward``, and ``fuse_producers``, which gets that.
 
     ``forward`` returns ``n_outputs`` outputs and then the saved values; ``backward`` takes the
     saved values in the same order first. The values of ``channels_last`` will have their memory in that order, whatever
@@ -164,6 +166,8 @@ def compress_halves(
         for t in (rewrite.save(node, placeholder, chosen[node.name], index) if node.name in chosen else [node])
     ]
     set_returned(forward.graph, [*outputs[:n_outputs], *tensors, *sizes])
+    if not exact_forward:
+        fuse_norms(forward.graph)
     fuse_producers(forward.graph, exact=exact_forward)
     forward.recompile()
     backward.recompile()

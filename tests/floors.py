@@ -51,6 +51,8 @@ FLOORS = {
         "fxpipe/plans/tensor_json.py",
         "fxpipe/runtime/watch.py",
         "fxpipe/saves/backward_facts.py",
+        "fxpipe/saves/in_memory.py",
+        "fxpipe/saves/norm_patterns.py",
         "fxpipe/saves/value_ranges.py",
         "fxpipe/units.py",
         "triton_kernels/field_tiles.py",
@@ -125,6 +127,7 @@ FLOORS = {
         "fxpipe/planner/minimax.py",
         "fxpipe/planner/stage_bits.py",
         "fxpipe/saves/save_points.py",
+        "triton_kernels/kernel_arguments.py",
         "triton_kernels/kernels.py",
         "triton_kernels/native_format.py",
         "triton_kernels/shared_scales.py",
@@ -147,6 +150,7 @@ FLOORS = {
         "fxpipe/lowering/joint.py",
         "fxpipe/planner/fastest.py",
         "triton_kernels/lossless.py",
+        "triton_kernels/norm_kernels.py",
         "triton_kernels/reference.py",
     ],
     8: [
@@ -157,6 +161,7 @@ FLOORS = {
         "triton_kernels/jitted.py",
         "triton_kernels/launch.py",
         "triton_kernels/native.py",
+        "triton_kernels/norm_launch.py",
         "triton_kernels/open_decoding.py",
     ],
     9: [
@@ -165,6 +170,7 @@ FLOORS = {
         "triton_kernels/cpu.py",
         "triton_kernels/exact.py",
         "triton_kernels/fused.py",
+        "triton_kernels/norms.py",
         "triton_kernels/zero_coding.py",
     ],
     10: [
@@ -172,6 +178,7 @@ FLOORS = {
         "fxpipe/inductor.py",
         "fxpipe/planner/explain.py",
         "fxpipe/planner/report.py",
+        "fxpipe/saves/fused_norms.py",
         "fxpipe/saves/fused_producers.py",
         "triton_kernels/ops.py",
     ],

@@ -11,7 +11,7 @@ than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` h
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
 second, masked path, which is counted too and has no budget. Of loads the model counts threads, not the lines of memory that
-they touch: see ``block_tiles``. Fused activations are compared to the two kernels that they replace, in bytes, instructions and
+they touch: see ``block_tiles``. Fused producers are compared to the two kernels that they replace, in bytes, instructions and
 modelled time.
 """
 
@@ -31,7 +31,7 @@ import triton
 from tabulate import tabulate
 from triton.backends.compiler import GPUTarget
 
-from fxpipe.triton_kernels import fused, launch
+from fxpipe.triton_kernels import fused, launch, norm_launch
 from fxpipe.triton_kernels.codec import has_one_outlier
 from fxpipe.triton_kernels.format import BLOCKS, DTYPES, WIDTHS, BFPFormat
 
@@ -55,6 +55,11 @@ OPTIONS = (
 SEED = "LDG.E.64"
 FUSED_FORMAT = "bfp4b32"
 FUSED_DTYPES = ("bfloat16", "float32")
+NORMS = {
+    "sum, layer norm": norm_launch.Norm("layer", 1e-5, 1024, ("residual", "weight", "bias")),
+    "sum, rms norm": norm_launch.Norm("rms", 1e-6, 1024, ("residual", "weight")),
+    "dropout, sum, layer norm": norm_launch.Norm("layer", 1e-5, 1024, ("residual", "mask", "weight", "bias"), 1 / 0.9),
+}
 NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MANY_REGISTERS = 128  # of a thread that looks for several outliers of a block, as measured
 FULL = 1 << 20  # a size of full tiles
@@ -131,17 +136,33 @@ def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: in
 
 
 def fused_reports(target: str) -> list[Report]:
-    """Each activation with its input or output stored, and alone, which reads and writes and stores nothing."""
+    """Each activation and the sum with what it reads or writes stored, and alone, which reads and writes and stores nothing."""
     made = []
     for dtype in FUSED_DTYPES:
         fmt = BFPFormat.parse(FUSED_FORMAT)
-        for activation in fused.ACTIVATIONS:
-            for stored in ("none", *fused.STORED):
-                compiled = launch.compile_fused_for(TARGETS[target], activation, stored, fmt, dtype, FULL)
-                bytes_per_value = 2 * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
+        for producer in fused.PRODUCERS:
+            for stored in ("none", *fused.stored_by(producer)):
+                compiled = launch.compile_fused_for(TARGETS[target], producer, stored, fmt, dtype, FULL)
+                n_tensors = 2 if producer in fused.ACTIVATIONS else 3
+                bytes_per_value = n_tensors * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
                 text = f"{fmt}, {stored}" if stored != "none" else ""
-                made.append(_counted(compiled, target, activation, text, dtype, bytes_per_value))
+                made.append(_counted(compiled, target, producer, text, dtype, bytes_per_value))
+    made += _norm_reports(target, BFPFormat.parse(FUSED_FORMAT))
     return [replace(m, shortfalls=tuple(_memory_shortfalls(m))) for m in made]
+
+
+def _norm_reports(target: str, fmt: BFPFormat) -> list[Report]:
+    """Norms of sums over rows of 1024 values, one a warp, in bfloat16; likewise."""
+    made = []
+    for name, norm in NORMS.items():
+        for stored in ("none", "input", "both"):
+            compiled = norm_launch.compile_norm_for(TARGETS[target], norm, stored, fmt, "bfloat16", FULL // norm.width)
+            n_stored = {"none": 0, "input": 1, "both": 2}[stored]
+            mask = 9 / 8 if "mask" in norm.has else 0  # a byte is read, a bit written
+            bytes_per_value = 8 + mask + n_stored * fmt.bits_per_value / 8
+            text = f"{fmt}, {stored}" if stored != "none" else ""
+            made.append(_counted(compiled, target, name, text, "bfloat16", bytes_per_value))
+    return made
 
 
 def _counted(compiled: Any, target: str, kind: str, fmt: str, dtype: str, bytes_per_value: float) -> Report:
@@ -330,14 +351,14 @@ def _picoseconds(made: Report) -> float:
 
 
 def _comparison(made: list[Report], target: str) -> list[list[object]]:
-    """Each fused kernel beside the two that it replaces."""
+    """Each fused kernel beside the two that it replaces, or three where it stores two values."""
     rows: list[list[object]] = []
     compress = {dtype: report(target, "compress", BFPFormat.parse(FUSED_FORMAT), dtype) for dtype in FUSED_DTYPES}
     for one in made:
         if not one.format:
             alone = one
             continue
-        pair = [alone, compress[one.dtype]]
+        pair = [alone, *[compress[one.dtype]] * (2 if one.format.endswith("both") else 1)]
         rows.append([
             one.kind, one.format, one.dtype, f"{one.bytes_per_value:.2f}", f"{sum(p.bytes_per_value for p in pair):.2f}",
             f"{one.instructions:.1f}", " + ".join(f"{p.instructions:.1f}" for p in pair), one.registers,
@@ -347,7 +368,7 @@ def _comparison(made: list[Report], target: str) -> list[list[object]]:
 
 
 FUSED_HEADERS = [
-    "activation", "stored", "dtype", "bytes/value", "of the pair", "inst/value", "of the pair", "registers",
+    "producer", "stored", "dtype", "bytes/value", "of the pair", "inst/value", "of the pair", "registers",
     "compute/memory (model)", "ps/value (model)", "of the pair (model)",
 ]  # fmt: skip
 HEADERS = [
@@ -382,7 +403,9 @@ def main() -> int:
             print(f"\n{target}{device}; counts are for one of {options.numel} values\n")
             print(tabulate([_row(made) for made in of_target], HEADERS, disable_numparse=True))
         for target, of_target in of_fused.items():
-            print(f"\n{target}: an activation and the storing of its input or output in one kernel, against two\n")
+            print(
+                f"\n{target}: a producer and the storing of its input or output in one kernel, against two or three\n"
+            )
             print(tabulate(_comparison(of_target, target), FUSED_HEADERS, disable_numparse=True))
     return int(options.check and any(made.shortfalls for made in everything))
 

@@ -150,6 +150,15 @@ def has_one_outlier(fmt: BFPFormat) -> bool:
     return fmt.outliers == 1 and not (fmt.unsigned or fmt.signed_levels or fmt.search)
 
 
+def why_not_fused(fmt: BFPFormat) -> str:
+    """Which part of ``fmt`` the kernels that compute the values too do not know."""
+    if fmt.compress_needs_seed:
+        return "a seed"
+    if fmt.codebook == "learned":
+        return "levels learned from the values"
+    return "tiles of rows" if fmt.rows else ""
+
+
 def _thresholds(levels: tuple[int, ...], start: int, unsigned: bool) -> tuple[int, ...]:
     """The greatest byte n - start that is nearest to each level but the last; positive ones go to no level of zero."""
     edges = [(a + b) // 2 - start for a, b in itertools.pairwise(levels)]

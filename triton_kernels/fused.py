@@ -1,8 +1,8 @@
-"""The operator ``fxpipe::activate_and_compress``: an activation, and its input or output stored, as one node.
+"""The operator ``fxpipe::produce_and_compress``: an activation or a sum, and what it reads or writes stored, as one node.
 
-Importing this module registers it. What it is, on every device: the activation in torch's own operator, then
+Importing this module registers it. What it is, on every device: the producer in torch's own operator, then
 ``fxpipe::bfp_compress``. CUDA and HIP tensors go to one Triton kernel for both: the stored planes are those of the values that
-it reads or writes, bit for bit; ReLU is exact, SiLU and GELU are within a rounding of torch's.
+it reads or writes, bit for bit; ReLU and the sum are exact, SiLU and GELU are within a rounding of torch's.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .codec import why_not_fused
 from .format import BFPFormat
 
 _LIBRARY = torch.library.Library("fxpipe", "FRAGMENT")
 _LIBRARY.define(
-    "activate_and_compress(Tensor x, str format, int[] order, str activation, str stored) -> Tensor[]",
+    "produce_and_compress(Tensor[] inputs, str format, int[] order, str producer, str stored) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order),
 )
 
@@ -28,51 +29,57 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _aten.gelu.default,
     "gelu_tanh": lambda x: _aten.gelu.default(x, approximate="tanh"),
 }
+PRODUCERS: dict[str, Callable[..., Tensor]] = {**ACTIVATIONS, "add": _aten.add.Tensor}
 STORED = ("input", "output")
 
 
-def why_not_fused(fmt: BFPFormat) -> str:
-    """Which part of ``fmt`` the fused kernel does not know."""
-    if fmt.compress_needs_seed:
-        return "a seed"
-    if fmt.codebook == "learned":
-        return "levels learned from the values"
-    return "tiles of rows" if fmt.rows else ""
+def stored_by(producer: str) -> tuple[str, ...]:
+    """What the fused kernel can store of a producer: one of its inputs only where it has no other."""
+    return STORED if producer in ACTIVATIONS else STORED[1:]
 
 
-def by_definition(x: Tensor, format: str, order: Sequence[int], activation: str, stored: str) -> list[Tensor]:
-    """The activation of ``x`` (float32, bfloat16 or float16; any shape), then the planes of its input or output in ``format``.
+def by_definition(
+    inputs: Sequence[Tensor], format: str, order: Sequence[int], producer: str, stored: str
+) -> list[Tensor]:
+    """The producer's output, then the planes of that or of its input in ``format``.
 
-    ``order`` is that of ``fxpipe::bfp_compress``. ``activation``: one of ``ACTIVATIONS``; ``stored``: one of ``STORED``.
+    ``inputs``: float32, bfloat16 or float16, of one dtype and shape: two for ``add``, else one. ``order`` is that of
+    ``fxpipe::bfp_compress``. ``producer``: one of ``PRODUCERS``; ``stored``: one of ``stored_by(producer)``.
 
     Raises:
-        ValueError: ``activation`` or ``stored`` is another.
+        ValueError: ``producer`` or ``stored`` is another, or the inputs are.
     """
-    _check(activation, stored)
-    y = ACTIVATIONS[activation](x)
-    return [y, *torch.ops.fxpipe.bfp_compress(x if stored == "input" else y, format, order)]
+    _check(inputs, producer, stored)
+    y = PRODUCERS[producer](*inputs)
+    return [y, *torch.ops.fxpipe.bfp_compress(inputs[0] if stored == "input" else y, format, order)]
 
 
-def on_gpu(x: Tensor, format: str, order: Sequence[int], activation: str, stored: str) -> list[Tensor]:
+def on_gpu(inputs: Sequence[Tensor], format: str, order: Sequence[int], producer: str, stored: str) -> list[Tensor]:
     """The same in one pass over memory; by definition where the format has no such kernel."""
     from . import launch
 
-    _check(activation, stored)
+    _check(inputs, producer, stored)
     fmt = BFPFormat.parse(format)
     if why_not_fused(fmt):
-        return by_definition(x, format, order, activation, stored)
-    permuted = x.permute(list(order))
-    y, *planes = launch.activate_and_compress(permuted.reshape(-1), fmt, activation, stored)
+        return by_definition(inputs, format, order, producer, stored)
+    permuted = [x.permute(list(order)) for x in inputs]
+    y, *planes = launch.produce_and_compress([x.reshape(-1) for x in permuted], fmt, producer, stored)
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return [y.view(permuted.shape).permute(inverse), *planes]
+    return [y.view(permuted[0].shape).permute(inverse), *planes]
 
 
-def _check(activation: str, stored: str) -> None:
-    for name, found, known in (("activation", activation, tuple(ACTIVATIONS)), ("stored", stored, STORED)):
+def _check(inputs: Sequence[Tensor], producer: str, stored: str) -> None:
+    for name, found, known in (("producer", producer, tuple(PRODUCERS)), ("stored", stored, stored_by(producer))):
         if found not in known:
-            raise ValueError(f"fxpipe::activate_and_compress: unknown {name} {found!r}; known: {', '.join(known)}")
+            raise ValueError(f"fxpipe::produce_and_compress: unknown {name} {found!r}; known: {', '.join(known)}")
+    n_inputs, kinds = 1 if producer in ACTIVATIONS else 2, [(x.dtype, tuple(x.shape)) for x in inputs]
+    if len(kinds) != n_inputs or any(kind != kinds[0] for kind in kinds):
+        found = ", ".join(f"{dtype} {list(shape)}" for dtype, shape in kinds)
+        raise ValueError(
+            f"fxpipe::produce_and_compress: {producer} takes {n_inputs} of one dtype and shape; found {found or 'none'}"
+        )
 
 
-_LIBRARY.impl("activate_and_compress", by_definition, "CPU")
-_LIBRARY.impl("activate_and_compress", on_gpu, "CUDA")
-torch.library.register_fake("fxpipe::activate_and_compress", by_definition, lib=_LIBRARY)
+_LIBRARY.impl("produce_and_compress", by_definition, "CPU")
+_LIBRARY.impl("produce_and_compress", on_gpu, "CUDA")
+torch.library.register_fake("fxpipe::produce_and_compress", by_definition, lib=_LIBRARY)

@@ -4,7 +4,6 @@ CUDA and HIP tensors; under ``TRITON_INTERPRET=1`` CPU tensors too, for tests. O
 graph that is being traced.
 """
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,8 +16,19 @@ from triton.backends.compiler import GPUTarget
 
 from . import learned, packing
 from .codec import codec, has_one_outlier
-from .format import DTYPES, GROUP, BFPFormat, Plane
+from .format import DTYPES, GROUP, BFPFormat
 from .fused_kernels import fused_kernel
+from .kernel_arguments import (
+    PLANE_POINTERS,
+    VALUE_POINTERS,
+    aligned,
+    kernel_planes,
+    n_ancillary,
+    on_device,
+    on_nvidia,
+    plane_arguments,
+    stored_planes,
+)
 from .kernels import compress_kernel, decompress_kernel
 from .reference import dtype_name
 
@@ -40,17 +50,6 @@ PLACE_BITS = 0x4B000000
 
 Kind = Literal["compress", "decompress"]
 KERNELS: dict[Kind, Any] = {"compress": compress_kernel, "decompress": decompress_kernel}
-_POINTERS = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
-_PLANE_POINTERS = {
-    "code32_ptr": "*i32",
-    "code16_ptr": "*i16",
-    "code8_ptr": "*u8",
-    "scale_ptr": "*u8",
-    "outlier_ptr": "*i16",
-    "level_ptr": "*u8",
-}
-_ALIGNMENT = 16
-"""Bytes that a tensor's first value must be a multiple of: where it is not, Triton would go by way of shared memory."""
 
 
 def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: int = TILE) -> tuple[Tensor, ...]:
@@ -59,31 +58,31 @@ def compress(x_flat: Tensor, fmt: BFPFormat, seed: Tensor | None = None, tile: i
     ``seed``: an int64 tensor of one value on the same device, for formats with ``+sr``.
     """
     numel = x_flat.numel()
-    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
-    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=on_nvidia())
+    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in kernel_planes(fmt, numel)]
     if fmt.codebook == "learned":
         levels = [level & 255 for level in learned.levels_of(x_flat, fmt)]
         planes[-1] = torch.tensor(levels, dtype=torch.uint8, device=x_flat.device)
     if not statically_known_true(numel == 0):
-        x_flat = _aligned(x_flat)
-        arguments = (x_flat, *_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
+        x_flat = aligned(x_flat)
+        arguments = (x_flat, *plane_arguments(planes, fmt, x_flat), x_flat if seed is None else seed, numel)
         _launch(compress_kernel, arguments, constants, fmt, numel, tile)
-    return _stored_planes(planes, fmt)
+    return stored_planes(planes, fmt)
 
 
-def activate_and_compress(
-    x_flat: Tensor, fmt: BFPFormat, activation: str, stored: str, tile: int = TILE
+def produce_and_compress(
+    inputs: Sequence[Tensor], fmt: BFPFormat, producer: str, stored: str, tile: int = TILE
 ) -> tuple[Tensor, ...]:
-    """The activation of ``x_flat`` [numel], contiguous, and the planes of its ``input`` or ``output``; see ``fused``."""
-    numel = x_flat.numel()
-    constants = _constants(fmt, dtype_name(x_flat.dtype, fmt), numel, tile, packs=_on_nvidia())
-    y = x_flat.new_empty(numel)
-    planes = [x_flat.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in _kernel_planes(fmt, numel)]
+    """The producer's output of ``inputs``, one or two [numel], contiguous, and the planes that are stored; see ``fused``."""
+    numel = inputs[0].numel()
+    constants = _constants(fmt, dtype_name(inputs[0].dtype, fmt), numel, tile, packs=on_nvidia())
+    y = inputs[0].new_empty(numel)
+    planes = [y.new_empty(p.length, dtype=getattr(torch, p.dtype)) for p in kernel_planes(fmt, numel)]
     if not statically_known_true(numel == 0):
-        x_flat = _aligned(x_flat)
-        constants |= {"ACTIVATION": activation, "STORED": stored}
-        _launch(fused_kernel, (x_flat, y, *_arguments(planes, fmt, x_flat), numel), constants, fmt, numel, tile)
-    return (y, *_stored_planes(planes, fmt))
+        x, z = map(aligned, (inputs[0], inputs[-1]))
+        constants |= {"PRODUCER": producer, "STORED": stored}
+        _launch(fused_kernel, (x, z, y, *plane_arguments(planes, fmt, x), numel), constants, fmt, numel, tile)
+    return (y, *stored_planes(planes, fmt))
 
 
 def decompress(
@@ -95,15 +94,21 @@ def decompress(
     tile: int = TILE,
 ) -> Tensor:
     """The values [numel] of ``dtype`` that ``planes``, contiguous, store. ``seed``: as above, for formats with ``+dither``."""
-    constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=_on_nvidia())
+    constants = _constants(fmt, dtype_name(dtype, fmt), numel, tile, packs=on_nvidia())
     y = planes[0].new_empty(numel, dtype=dtype)
     if not statically_known_true(numel == 0):
-        planes = [_aligned(plane) for plane in planes]
+        planes = [aligned(plane) for plane in planes]
         if fmt.scale_kind.bits < GROUP:
             n_codes = len(fmt.group_planes)
             scales = packing.unpack_scales(planes[n_codes:], fmt, fmt.n_blocks(numel))
-            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - _n_ancillary(fmt) :]]
-        arguments = (*_arguments(planes, fmt, planes[0]), y, planes[0] if seed is None else seed, numel, PLACE_BITS)
+            planes = [*planes[:n_codes], scales.to(torch.uint8), *planes[len(planes) - n_ancillary(fmt) :]]
+        arguments = (
+            *plane_arguments(planes, fmt, planes[0]),
+            y,
+            planes[0] if seed is None else seed,
+            numel,
+            PLACE_BITS,
+        )
         _launch(decompress_kernel, arguments, constants, fmt, numel, tile)
     return y
 
@@ -119,18 +124,19 @@ def compile_for(target: GPUTarget, kind: Kind, fmt: BFPFormat, dtype: str, numel
     return _compiled(target, KERNELS[kind], constants, fmt, dtype, numel)
 
 
-def compile_fused_for(target: GPUTarget, activation: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
-    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the activation alone."""
+def compile_fused_for(target: GPUTarget, producer: str, stored: str, fmt: BFPFormat, dtype: str, numel: int) -> Any:
+    """The same of ``fused_kernel``; ``stored`` may be ``none`` here, for the producer alone."""
     constants = _constants(fmt, dtype, numel, TILE, packs=target.backend == "cuda")
-    constants |= {"ACTIVATION": activation, "STORED": stored}
+    constants |= {"PRODUCER": producer, "STORED": stored}
     return _compiled(target, fused_kernel, constants, fmt, dtype, numel)
 
 
 def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BFPFormat, dtype: str, numel: int) -> Any:
     types = {
-        **_PLANE_POINTERS,
-        "x_ptr": _POINTERS[dtype],
-        "y_ptr": _POINTERS[dtype],
+        **PLANE_POINTERS,
+        "x_ptr": VALUE_POINTERS[dtype],
+        "z_ptr": VALUE_POINTERS[dtype],
+        "y_ptr": VALUE_POINTERS[dtype],
         "numel": "i32" if numel < 2**31 else "i64",
         "place_bits": "i32",
         "seed_ptr": "*i64",
@@ -186,51 +192,7 @@ def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
 
 
 def _architecture(x: Tensor) -> int:
-    if not _on_nvidia():
+    if not on_nvidia():
         return 0
     major, minor = torch.cuda.get_device_capability(x.device)
     return 10 * major + minor
-
-
-def _on_nvidia() -> bool:
-    return torch.version.hip is None and not triton.knobs.runtime.interpret
-
-
-def _kernel_planes(fmt: BFPFormat, numel: int) -> list[Plane]:
-    """The planes that a kernel writes: those of the format, but for scales of fewer than 8 bits, which it does not pack."""
-    n_codes = len(fmt.group_planes)
-    planes = fmt.planes(numel)
-    return [
-        *planes[:n_codes],
-        Plane("scale", "uint8", fmt.n_blocks(numel), 1),
-        *planes[len(planes) - _n_ancillary(fmt) :],
-    ]
-
-
-def _n_ancillary(fmt: BFPFormat) -> int:
-    """Planes behind the scales."""
-    return (fmt.outliers > 0) + (fmt.codebook == "learned")
-
-
-def _stored_planes(planes: Sequence[Tensor], fmt: BFPFormat) -> tuple[Tensor, ...]:
-    """The planes of the format of those that a kernel wrote."""
-    n_codes = len(fmt.group_planes)
-    return (*planes[:n_codes], *packing.pack_scales(planes[n_codes], fmt), *planes[n_codes + 1 :])
-
-
-def _arguments(planes: Sequence[Tensor], fmt: BFPFormat, instead: Tensor) -> list[Tensor]:
-    """The planes in the order of the kernels' arguments; ``instead``, which nothing writes to, for those that there are not."""
-    names = [f"{plane.name}_ptr" for plane in _kernel_planes(fmt, 1)]
-    by_name = dict(zip(names, planes, strict=True))
-    return [by_name.get(name, instead) for name in _PLANE_POINTERS]
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """A copy where the values may not start at a multiple of 16 bytes; whole storages do."""
-    address = x.storage_offset() * x.itemsize if is_fake(x) else x.data_ptr()
-    return x if statically_known_true(address % _ALIGNMENT == 0) else x.clone()
-
-
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Kernels started inside run on the device of ``x``."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

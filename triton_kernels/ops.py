@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import cpu, exact, fused, open_decoding, tiling  # noqa: F401  (``exact`` and ``fused`` register operators of their own)
+from . import cpu, exact, fused, norms, open_decoding, tiling  # noqa: F401  (some register operators of their own)
 from .format import BFPFormat
 from .plane_layout import plane_layouts
 from .reference import checked_seed, dtype_name

@@ -18,7 +18,8 @@ from triton.backends.compiler import GPUTarget
 
 from . import zero_reference
 from .format import BFPFormat, Plane
-from .launch import N_WARPS, on_device
+from .kernel_arguments import on_device
+from .launch import N_WARPS
 from .zero_kernels import mask_kernel, payload_kernel, restore_kernel
 from .zero_reference import TILE_GROUPS, ZeroCoded, n_tiles, n_words
 

@@ -1,9 +1,9 @@
 """Runs a compiled kernel's PTX on the CPU, all threads at once: a register is a numpy array, an element a thread.
 
 Stricter than a device: every access must be aligned and lie inside a buffer that allows it, shuffles need whole warps,
-registers must have been written before they are read. Threads that part at a branch go on by themselves. What it does
-not know it refuses by name: shared memory and barriers among it. Loops must end soon. ptxas and the device itself are
-trusted.
+registers must have been written before they are read. Threads that part at a branch go on by themselves. Shared memory is a
+block's own; what another thread wrote there is read after a barrier only. Loops must end soon. What it does not know it
+refuses by name. ptxas and the device itself are trusted.
 """
 
 import re
@@ -19,6 +19,7 @@ _ROUNDS = 1000
 _NOTHING = 0x7FA5A5A5  # a NaN, for the half of a pair that the compiler leaves undefined as nothing depends on it
 _REGISTER_BITS = {"p": "pred", "rs": "b16", "r": "b32", "rd": "b64"}
 _NUMBER = re.compile(r"-?\d+|0x[0-9A-Fa-f]+|0f[0-9A-F]{8}")
+_SHARED = re.compile(r"(ld|st)\.shared\.b(8|16|32|64)")
 _ACCESS = re.compile(r"(ld|st)\.global(?:\.L1::evict_\w+)?(?:\.L2::cache_hint)?(?:\.v([24]))?\.b(8|16|32|64)")
 
 
@@ -70,18 +71,52 @@ class Memory:
         return index
 
 
+class Shared:
+    """Each block's shared memory, [blocks, bytes], and which thread wrote a byte since the last barrier; -1 for none."""
+
+    BYTES = 4096
+    NONE = -1
+
+    def __init__(self, first_block: int, n_blocks: int) -> None:
+        self.first_block = first_block
+        self.bytes = np.zeros((n_blocks, self.BYTES), np.uint8)
+        self.written = np.zeros((n_blocks, self.BYTES), bool)
+        self.writer = np.full((n_blocks, self.BYTES), self.NONE)
+        self.reader = np.full((n_blocks, self.BYTES), self.NONE)
+
+    def barrier(self) -> None:
+        self.writer[:], self.reader[:] = self.NONE, self.NONE
+
+    def access(self, block: Array, thread: Array, address: Array, values: Array | None, n_bytes: int) -> Array:
+        """Store ``values``, or load where there are none; [threads, n_bytes]."""
+        if (address % n_bytes).any() or (address + n_bytes > self.BYTES).any():
+            raise PtxError("an access of shared memory is not aligned, or outside of it")
+        at = (block - self.first_block)[:, None], address[:, None] + np.arange(n_bytes)
+        thread = np.broadcast_to(thread[:, None], (thread.size, n_bytes))
+        others = [self.writer[at], *([] if values is None else [self.reader[at]])]
+        if any(((other != self.NONE) & (other != thread)).any() for other in others):
+            raise PtxError("shared memory that another thread uses, without a barrier between them")
+        if values is None:
+            if not self.written[at].all():
+                raise PtxError("shared memory is read before it is written")
+            self.reader[at] = thread
+            return self.bytes[at]
+        self.bytes[at], self.writer[at], self.written[at] = values, thread, True
+        return values
+
+
 class Threads:
     """Threads that run in step, with their registers. ``fuse`` multiplies and adds in one, as ptxas may."""
 
-    def __init__(self, kernel: Kernel, memory: Memory, arguments: dict[str, int], fuse: bool) -> None:
-        self.kernel, self.memory, self.arguments, self.fuse = kernel, memory, arguments, fuse
+    def __init__(self, kernel: Kernel, memory: Memory, shared: Shared, arguments: dict[str, int], fuse: bool) -> None:
+        self.kernel, self.memory, self.shared, self.arguments, self.fuse = kernel, memory, shared, arguments, fuse
         self.registers: dict[str, Array] = {}
         self.products: dict[str, tuple[Array, Array]] = {}
         self.rounds = 0  # of loops, so far
 
     def part(self, chosen: Array) -> "Threads":
         """Some of the threads, by themselves."""
-        some = Threads(self.kernel, self.memory, self.arguments, self.fuse)
+        some = Threads(self.kernel, self.memory, self.shared, self.arguments, self.fuse)
         some.registers = {name: values[chosen] for name, values in self.registers.items()}
         some.rounds = self.rounds
         return some
@@ -131,8 +166,14 @@ class Threads:
             self._access(access[1], int(access[2] or 1), DTYPES[f"b{access[3]}"], operands, active)
         elif opcode.startswith("createpolicy."):
             pass
-        elif opcode == "shfl.sync.bfly.b32":
-            self.write(operands[0], self._butterfly(operands, active), active)
+        elif access := _SHARED.fullmatch(opcode):
+            self._access_shared(access[1], DTYPES[f"b{access[2]}"], operands, active)
+        elif opcode == "bar.sync":
+            if self.n != self.shared.bytes.shape[0] * self.kernel.n_threads or not active.all():
+                raise PtxError("a barrier that not all threads come to")
+            self.shared.barrier()
+        elif opcode in ("shfl.sync.bfly.b32", "shfl.sync.idx.b32"):
+            self.write(operands[0], self._shuffled(opcode, operands, active), active)
         elif known := OPCODES.get(f"{opcode} of {len(operands) - 1}", OPCODES.get(opcode)):
             values = [self.read(name, type_) for name, type_ in zip(operands[1:], known.operands, strict=True)]
             result = known.function(*values)
@@ -176,15 +217,36 @@ class Threads:
                 values[active] = column
                 self.write(name.strip(), values, active)
 
-    def _butterfly(self, operands: Sequence[str], active: Array) -> Array:
-        value, distance, clamp, members = operands[1:]
+    def _access_shared(self, kind: str, dtype: Any, operands: Sequence[str], active: Array) -> None:
+        address, value = operands if kind == "st" else reversed(operands)
+        base, _, offset = address[1:-1].replace(" ", "").partition("+")
+        addresses = np.broadcast_to(self.read(base, "u32").astype(np.int64) + int(offset or 0), self.n)[active]
+        block, thread = (self.read(name, "u32").astype(np.int64)[active] for name in ("%ctaid.x", "%tid.x"))
+        values = None
+        if kind == "st":
+            values = np.broadcast_to(self.read(value.strip("{ }"), f"b{8 * dtype.itemsize}"), self.n)[active]
+            values = np.ascontiguousarray(values).view(np.uint8).reshape(-1, dtype.itemsize)
+        found = self.shared.access(block, thread, addresses, values, dtype.itemsize)
+        if kind == "ld":
+            loaded = np.full(self.n, _NOTHING % (1 << 8 * dtype.itemsize), dtype)  # where nothing depends on it
+            loaded[active] = np.ascontiguousarray(found).view(dtype).reshape(-1)
+            register = value.strip("{ }")
+            self.write(register, loaded, active if register in self.registers else np.ones(self.n, bool))
+
+    def _shuffled(self, opcode: str, operands: Sequence[str], active: Array) -> Array:
+        """``bfly``: of the lane whose number differs in given bits; ``idx``: of the lane that each names."""
+        value, which, clamp, members = operands[1:]
         threads = self.read("%tid.x", "u32")
         lanes = threads[: threads.size // WARP * WARP].reshape(-1, WARP) % WARP
         if clamp != "31" or members != "-1" or not active.all() or threads.size % WARP or (lanes != range(WARP)).any():
             raise PtxError("only whole warps shuffle")
-        if not distance.isdigit() or int(distance) >= WARP:
+        values = np.broadcast_to(self.read(value, "b32"), self.n).reshape(-1, WARP)
+        if opcode == "shfl.sync.idx.b32":
+            chosen = np.broadcast_to(self.read(which, "u32"), self.n).reshape(-1, WARP) % WARP
+            return np.take_along_axis(values, chosen.astype(np.int64), axis=1).reshape(-1)
+        if not which.isdigit() or int(which) >= WARP:
             raise PtxError("a shuffle's distance is a number below 32")
-        return self.read(value, "b32").reshape(-1, WARP)[:, np.arange(WARP) ^ int(distance)].reshape(-1)
+        return values[:, np.arange(WARP) ^ int(which)].reshape(-1)
 
     def read(self, operand: str, type_: str) -> Array:
         """A register, a number, or several registers in braces, as values of a PTX type; one, or one a thread."""
@@ -194,6 +256,8 @@ class Threads:
             nothing = np.full(1, _NOTHING % (1 << 8 * dtype.itemsize // len(names)), f"u{dtype.itemsize // len(names)}")
             parts = [self.registers.get(name, nothing) for name in names]
             return np.stack(np.broadcast_arrays(*parts), axis=1).view(dtype).reshape(-1)
+        if operand == "global_smem":
+            return np.zeros(1, dtype)
         if not operand.startswith("%"):
             if type_ == "f32x2":
                 raise PtxError(f"the number {operand} stands where two are meant")
@@ -253,7 +317,7 @@ def emulate(
     """
     unused = [0] * (len(kernel.parameters) - len(arguments))  # Triton adds pointers to scratch memory
     by_name = dict(zip(kernel.parameters, [*arguments, *unused], strict=True))
-    threads = Threads(kernel, memory, by_name, fuse)
+    threads = Threads(kernel, memory, Shared(min(programs), len(programs)), by_name, fuse)
     threads.registers["%tid.x"] = np.tile(np.arange(kernel.n_threads, dtype=np.uint32), len(programs))
     threads.registers["%ctaid.x"] = np.repeat(np.array(programs, np.uint32), kernel.n_threads)
     with np.errstate(all="ignore"):

@@ -1,6 +1,7 @@
 """Values that formats are tried on: each class as a function of (n, generator), float32 [n]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,3 +151,19 @@ def near_activation(y: Tensor, x: Tensor, activation: str) -> bool:
     finite = exact.isfinite() & (exact.abs() < torch.finfo(x.dtype).max)
     near = ((y.double() - exact).abs() <= bound)[finite].all()
     return bool(near) and torch.equal(y.isnan() & ~x.isinf(), x.isnan())  # at infinity torch itself varies
+
+
+def norm_inputs(shape: tuple[int, ...], dtype: torch.dtype, has: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """``x``, and what ``has`` names; a mask with ``kept``. Rows of several sizes, half of them far from 0."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=g)
+
+    size = torch.exp2(torch.randint(-6, 7, (*shape[:-1], 1), generator=g).float())
+    found: dict[str, Any] = {
+        "x": ((normal(*shape) + (torch.arange(shape[0]) % 2 * 8.0).view(-1, *[1] * (len(shape) - 1))) * size)
+    }
+    found |= {"residual": normal(*shape) * size, "weight": normal(shape[-1]), "bias": normal(shape[-1])}
+    found = {name: value.to(dtype) for name, value in found.items() if name in ("x", *has)}
+    return found | ({"mask": torch.rand(shape, generator=g) > 0.25, "kept": 1 / 0.75} if "mask" in has else {})

@@ -12,7 +12,7 @@ from kernels.kernel_formats import FAMILY
 from kernels.ptx_opcodes import fused
 from triton.runtime import interpreter
 
-from fxpipe.triton_kernels import BFPFormat, launch, ops, reference
+from fxpipe.triton_kernels import BFPFormat, kernel_arguments, launch, ops, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -105,12 +105,14 @@ def test_nothing_beside_the_tensors_is_read_or_written(fmt, dtype, n):
     planes = [within(torch.zeros_like(plane), guard, 85) for plane in expected]
     grid = (triton.cdiv(n, launch.TILE),)
     constants = launch._constants(fmt, reference.dtype_name(dtype, fmt), n, launch.TILE, packs=False)
-    launch.compress_kernel[grid](x, *launch._arguments(planes, fmt, x), SEED, n, **constants)
+    launch.compress_kernel[grid](x, *kernel_arguments.plane_arguments(planes, fmt, x), SEED, n, **constants)
     assert all(map(same, planes, expected))
     assert all(guarded(plane, guard, 85) for plane in planes)
 
     y = within(torch.zeros(n, dtype=dtype), guard, 85.0)
-    launch.decompress_kernel[grid](*launch._arguments(planes, fmt, x), y, SEED, n, launch.PLACE_BITS, **constants)
+    launch.decompress_kernel[grid](
+        *kernel_arguments.plane_arguments(planes, fmt, x), y, SEED, n, launch.PLACE_BITS, **constants
+    )
     assert same(y, reference.decompress(expected, fmt, n, dtype))
     assert guarded(y, guard, 85.0)
 

@@ -175,6 +175,8 @@ _define("max.f32", "f32", ["f32", "f32"], _extreme(np.fmax))
 _define("min.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmin)(_extreme(np.fmin)(a, b), c))
 _define("max.f32 of 3", "f32", ["f32"] * 3, lambda a, b, c: _extreme(np.fmax)(_extreme(np.fmax)(a, b), c))
 _define("cvt.f32.bf16", "f32", ["u16"], lambda a: _number((a.astype(np.uint32) << np.uint32(16)).view(np.float32)))
+_define("add.rn.f32.f16", "f32", ["f16", "f32"], lambda a, b: _number(a.astype(np.float32) + b))
+_define("fma.rn.f32.f16", "f32", ["f16", "f16", "f32"], lambda a, b, c: fused(a.astype("f4"), b.astype("f4"), c))
 _define("cvt.rn.f32.s32", "f32", ["s32"], lambda a: a.astype(np.float32))
 _define("cvt.rn.f32.u16", "f32", ["u16"], lambda a: a.astype(np.float32))
 _define("cvt.rn.f32.u32", "f32", ["u32"], lambda a: a.astype(np.float32))
@@ -202,8 +204,11 @@ def _pair(of_one: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
 _define("cvt.rn.bf16.f32", "u16", ["f32"], _bfloat)
 _define("cvt.rn.bf16x2.f32", "b32", ["f32", "f32"], _pair(_bfloat))
 _define("cvt.rn.f16x2.f32", "b32", ["f32", "f32"], _pair(_half))
-# Devices err by up to 2 units in the last place in these two, and the ISA does not say how: here they are the nearest.
+# Devices err by up to 2 units in the last place in these three, and the ISA does not say how: here they are the nearest.
 _define("ex2.approx.f32", "f32", ["f32"], lambda a: _number(np.exp2(a.astype(np.float64)).astype(np.float32)))
+_define(
+    "rsqrt.approx.ftz.f32", "f32", ["f32"], lambda a: _number((1 / np.sqrt(a.astype(np.float64))).astype(np.float32))
+)
 _define("div.full.f32", "f32", ["f32", "f32"], lambda a, b: _number(a / b))
 _define("abs.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) & 0x7FFFFFFF).view(np.float32))
 _define("neg.f32", "f32", ["f32"], lambda a: (a.view(np.uint32) ^ 0x80000000).view(np.float32))

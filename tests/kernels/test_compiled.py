@@ -12,7 +12,8 @@ import pytest
 from kernels.falls_short import FALLS_SHORT, ON_SM_100
 
 TOOL = Path(__file__).parents[2] / "tools" / "kernel_report.py"
-N_FUSED = 2 * 4 * 3  # dtypes, activations, and what is stored: nothing, the input, the output
+N_FUSED = 2 * (4 * 3 + 2) + 3 * 3
+"""Dtypes; activations, of which nothing, the input or the output is stored; sums; norms with nothing, one or two stored."""
 SOME = ["bfp4b32+unsigned", "bfp7b8", "bfp8b128", "bfp8b32+sr", "bfp3b16:gauss+e5m3", "bfp4b16+unsigned+e6m2"]
 
 
@@ -46,11 +47,12 @@ def test_sm_90_every_width_block_dtype_and_option():
     assert all(made["spills"] == 0 and made["shared_bytes"] == 0 for made in reports)
     of = {(made["kind"], made["format"], made["dtype"]): SimpleNamespace(**made) for made in reports}
     fused = [key for key in of if key[1].startswith("bfp4b32, ")]
-    assert len(fused) == N_FUSED * 2 // 3
+    assert len(fused) == N_FUSED - 2 * 5 - 3  # but for those that store nothing
     for activation, stored, dtype in fused:  # one pass moves less than two, and does no more
         alone, then = of[activation, "", dtype], of["compress", "bfp4b32", dtype]
-        assert of[activation, stored, dtype].bytes_per_value < alone.bytes_per_value + then.bytes_per_value
-        assert of[activation, stored, dtype].instructions < 1.02 * (alone.instructions + then.instructions)
+        n = 2 if stored.endswith("both") else 1
+        assert of[activation, stored, dtype].bytes_per_value < alone.bytes_per_value + n * then.bytes_per_value
+        assert of[activation, stored, dtype].instructions < 1.02 * (alone.instructions + n * then.instructions)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from kernels import emulated
-from kernels.inputs import any_codes, classes_in_turn, near_activation, same, tops
+from kernels.inputs import any_codes, classes_in_turn, near_activation, norm_inputs, same, tops
 from kernels.kernel_formats import FAMILY
+from kernels.norm_oracle import EPS, check
 
-from fxpipe.triton_kernels import BFPFormat, launch, reference
+from fxpipe.triton_kernels import BFPFormat, launch, norm_launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 TARGETS = [80, 90, 100]
@@ -97,7 +98,7 @@ def test_the_end_of_a_tensor_of_more_than_two_to_the_31_values(fmt, numel):
 @pytest.mark.parametrize("target", TARGETS)
 def test_relu_with_its_input_or_output_stored(target, dtype, stored):
     x, fmt = classes_in_turn(launch.TILE + 817, dtype), BFPFormat.parse("bfp4b32")
-    y, *planes = emulated.activate_and_compress(target, "relu", stored, x, fmt)
+    y, *planes = emulated.produce_and_compress(target, "relu", stored, [x], fmt)
     assert same(y, torch.relu(x))
     assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
 
@@ -107,6 +108,37 @@ def test_relu_with_its_input_or_output_stored(target, dtype, stored):
 def test_smooth_activations_store_what_they_read_or_wrote(activation, stored, dtype):
     """GELU with erf is left to the interpreter: libdevice's takes opcodes that flush denormals."""
     x, fmt = classes_in_turn(launch.TILE, dtype), BFPFormat.parse("bfp4b32")
-    y, *planes = emulated.activate_and_compress(90, activation, stored, x, fmt)
+    y, *planes = emulated.produce_and_compress(90, activation, stored, [x], fmt)
     assert all(map(same, planes, reference.compress(x if stored == "input" else y, fmt)))
     assert near_activation(y, x, activation)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_sum_that_is_stored(target, dtype, fuse):
+    x, z = (classes_in_turn(launch.TILE + 817, dtype, seed) for seed in (1, 2))
+    fmt = BFPFormat.parse("bfp4b32")
+    y, *planes = emulated.produce_and_compress(target, "add", "output", [x, z], fmt, fuse)
+    assert same(y, x + z)
+    assert all(map(same, planes, reference.compress(y, fmt)))
+
+
+W, R = ("weight", "bias"), ("residual",)
+NORMS = [
+    ("layer", 256, (*R, "mask", *W), "both", "bfp4b32", torch.bfloat16),
+    ("layer", 768, (*R, *W), "input", "bfp4b32", torch.float16),
+    ("layer", 128, W, "output", "bfp3b16:gauss+e5m3", torch.float32),
+    ("rms", 4096, (*R, "weight"), "input", "bfp4b32", torch.bfloat16),
+    ("rms", 768, (*R, "mask", "weight"), "both", "bfp8b64", torch.float16),
+    ("layer", 2048, (), "both", "bfp5b128", torch.float32),
+]
+
+
+@pytest.mark.parametrize(("place", "given"), list(enumerate(NORMS)))
+def test_a_norm_that_is_stored(place, given):
+    norm, width, has, stored, text, dtype = given
+    inputs = norm_inputs((7, width), dtype, has, seed=place)
+    which = norm_launch.Norm(norm, EPS, width, has, inputs.get("kept", 1.0))
+    fmt, target = BFPFormat.parse(text), (90, 90, 80, 90, 100, 90)[place]
+    check(emulated.norm_and_compress(target, which, stored, inputs, fmt, place % 2 == 1), inputs, norm, text, stored)

@@ -151,6 +151,14 @@ def kernel(body: str) -> str:
 """
 
 
+EXCHANGE = """shl.b32 %r5, %r1, 2;
+st.shared.b32 [%r5], %r2;
+bar.sync 0;
+xor.b32 %r6, %r5, 4;
+ld.shared.b32 %r2, [%r6];
+"""
+
+
 def ran(body: str, store: str = "st.global.b32 [ %rd4 + 0 ], { %r2 };") -> list[int]:
     memory = Memory()
     source = memory.place(np.arange(32, dtype=np.uint32) * 3)
@@ -164,6 +172,13 @@ def test_a_kernel():
     assert ran("shfl.sync.bfly.b32 %r2, %r2, 5, 31, -1;") == [3 * (i ^ 5) for i in range(32)]
     assert ran("setp.lt.s32 %p1, %r1, 9;\n@%p1 mov.b32 %r2, 1;") == [1 if i < 9 else 3 * i for i in range(32)]
     assert ran("mov.b32 {%rs1, %rs2}, %r2;\nmov.b32 %r2, {%rs2, %rs1};") == [3 * i << 16 for i in range(32)]
+
+
+def test_shared_memory_and_shuffles_by_lane():
+    assert ran(EXCHANGE) == [3 * (i ^ 1) for i in range(32)]
+    assert ran("xor.b32 %r6, %r1, 9;\nshfl.sync.idx.b32 %r2, %r2, %r6, 31, -1;") == [3 * (i ^ 9) for i in range(32)]
+    shared = "mov.b32 %r5, global_smem;\nsetp.lt.s32 %p1, %r1, 1;\n@%p1 st.shared.b32 [%r5+8], %r1;\nbar.sync 0;\n"
+    assert ran(f"{shared}ld.shared.b32 %r2, [%r5+8];") == [0] * 32
 
 
 def test_threads_part_at_a_branch():
@@ -180,8 +195,13 @@ def test_a_loop_goes_on_in_the_threads_that_take_the_branch():
     ("body", "why"),
     [
         ("wgmma.fence.sync.aligned;", "unknown opcode 'wgmma.fence.sync.aligned', at instruction 6: wgmma.fence"),
-        ("ld.shared.b32 %r2, [%r1];", "unknown opcode 'ld.shared.b32'"),
-        ("bar.sync 0;", "unknown opcode 'bar.sync'"),
+        ("ld.shared.b32 %r2, [%r1];", "shared memory is not aligned"),
+        ("shl.b32 %r5, %r1, 8;\nld.shared.b32 %r2, [%r5];", "or outside of it"),
+        ("shl.b32 %r5, %r1, 2;\nld.shared.b32 %r2, [%r5];", "shared memory is read before it is written"),
+        (EXCHANGE.replace("bar.sync 0;", ""), "shared memory that another thread uses, without a barrier between them"),
+        (EXCHANGE + "st.shared.b32 [%r5], %r2;", "shared memory that another thread uses, without a barrier"),
+        ("setp.lt.s32 %p1, %r1, 9;\n@%p1 bra $L1;\nbar.sync 0;\n$L1:\n", "a barrier that not all threads come to"),
+        ("red.shared.add.u32 [%r1], 1;", "unknown opcode 'red.shared.add.u32'"),
         ("add.s32 %r2, %r2, %r9;", "%r9 is read before it is written"),
         ("$L0:\nbra $L0;", "no loops"),
         ("ld.global.b32 { %r2 }, [ %rd3 + 4 ];", "4 bytes lies outside of the buffers"),

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-FILES = [str(HERE / name) for name in ("interpreted.py", "interpreted_fused.py", "interpreted_zero.py")]
+FILES = [
+    str(HERE / name)
+    for name in ("interpreted.py", "interpreted_fused.py", "interpreted_norms.py", "interpreted_zero.py")
+]
 
 
 def test_the_kernels_equal_the_reference():

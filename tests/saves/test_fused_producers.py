@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernels.inputs import every_class, same
+from kernels.inputs import classes_in_turn, every_class, same
 from stages import lowered
 from test_inline_kernels import calls, inlined
 from torch import fx
@@ -26,7 +26,7 @@ from fxpipe.triton_kernels.fused import ACTIVATIONS
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
 aten, fxp = torch.ops.aten, torch.ops.fxpipe
-FUSED = fxp.activate_and_compress.default
+FUSED = fxp.produce_and_compress.default
 X = torch.randn(64, 32)
 
 
@@ -62,7 +62,7 @@ def test_activation_and_stored_value_become_one_node(activation, stored):
     module = graph_of(layer(activation, stored), X)
     names = [n.name for n in module.graph.output_node().args[0]]
     (node,) = fused(module)
-    source, text, order, *rest = node.args
+    (source,), text, order, *rest = node.args
     assert (operator_name(source), text, order, rest) == ("aten.mm", "bfp4b32", [0, 1], [activation, stored])
     assert [n.name for n in module.graph.output_node().args[0]] == names  # nothing is renamed
     assert [n.args for n in module.graph.output_node().args[0]] == [(node, i) for i in range(len(names))]
@@ -109,6 +109,31 @@ def a_part(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return y, *fxp.bfp_compress(y[:8], "bfp4b32", [0, 1])
 
 
+def plus_twice(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = aten.add(x, x @ x.t(), alpha=2)
+    return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
+
+
+def plus_a_row(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x + x[0]
+    return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
+
+
+def plus_a_transposed(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x[:32] + x[:32].t()
+    return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
+
+
+def plus_another_dtype(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x + x.bfloat16()
+    return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
+
+
+def plus_a_number(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = aten.add(x, 1.0)
+    return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
+
+
 def another_operator(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     y = torch.tanh(x @ x.t())
     return y, *fxp.bfp_compress(y, "bfp4b32", [0, 1])
@@ -127,6 +152,39 @@ LEFT = {
     "tiles of rows": layer(text="bfp4b4x8"),
     "a format without a kernel": layer(text="bfp4b32+o2"),
 }
+
+
+SUMS_LEFT = (plus_twice, plus_a_row, plus_a_transposed, plus_another_dtype, plus_a_number)
+
+
+def residual(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A residual sum that is stored, and read on."""
+    y = x + aten.mm(x, x.t()[:, :32])
+    return y * 2, *fxp.bfp_compress(y.view(-1), "bfp4b32", [0])
+
+
+def test_a_residual_sum_and_its_storing_become_one_node(monkeypatch):
+    monkeypatch.setattr("fxpipe.saves.fused_producers.DEVICES", ("cpu",))
+    module = graph_of(residual, X, gpu=False)
+    (node,) = fused(module, exact=True)
+    assert node.args[1:] == ("bfp4b32", [0, 1], "add", "output")
+    assert all(map(same, module(X), residual(X)))
+
+
+def test_a_residual_sum_is_left_to_inductor_where_that_follows():
+    assert not fused(graph_of(residual, X))
+
+
+def test_a_relu_of_anything_is_fused_where_every_operator_is_a_kernel():
+    assert len(fused(graph_of(after_addition, X), exact=True)) == 1
+
+
+@pytest.mark.parametrize("function", SUMS_LEFT)
+def test_other_sums_are_left_as_they_are(function):
+    module = graph_of(function, torch.randn(64, 64) if function is plus_twice else X)
+    before = str(module.graph)
+    assert not fused(module, exact=True)
+    assert str(module.graph) == before
 
 
 @pytest.mark.parametrize("function", LEFT.values(), ids=LEFT)
@@ -154,20 +212,45 @@ def test_on_the_cpu_nothing_changes():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_operator_is_the_pair(activation, stored, text):
     x = every_class(40, torch.bfloat16).view(8, -1)
-    y, *planes = fxp.activate_and_compress(x, text, [1, 0], activation, stored)
+    y, *planes = fxp.produce_and_compress([x], text, [1, 0], activation, stored)
     expected = ACTIVATIONS[activation](x)
     assert same(y, expected)
     assert all(map(same, planes, fxp.bfp_compress(x if stored == "input" else expected, text, [1, 0])))
-    torch.library.opcheck(FUSED, (torch.randn(8, 32), text, [0, 1], activation, stored))
+    torch.library.opcheck(FUSED, ([torch.randn(8, 32)], text, [0, 1], activation, stored))
 
 
 @pytest.mark.parametrize(("activation", "stored"), [("elu", "input"), ("relu", "both")])
 def test_unknown_arguments(activation, stored):
     message = (
-        r"unknown activation 'elu'; known: relu, silu, gelu, gelu_tanh|unknown stored 'both'; known: input, output"
+        r"unknown producer 'elu'; known: relu, silu, gelu, gelu_tanh, add|unknown stored 'both'; known: input, output"
     )
     with pytest.raises(ValueError, match=message):
-        fxp.activate_and_compress(X, "bfp4b32", [0, 1], activation, stored)
+        fxp.produce_and_compress([X], "bfp4b32", [0, 1], activation, stored)
+
+
+@pytest.mark.parametrize("text", ["bfp4b32", "bfp3b16:gauss+e5m3", "bfp4b32+o2"])
+def test_the_operator_is_the_pair_for_a_sum(text):
+    g = torch.Generator().manual_seed(1)
+    x, z = (classes_in_turn(960, torch.bfloat16, seed).view(8, -1) for seed in (1, 2))
+    y, *planes = fxp.produce_and_compress([x, z], text, [1, 0], "add", "output")
+    assert same(y, x + z)
+    assert all(map(same, planes, fxp.bfp_compress(x + z, text, [1, 0])))
+    pair = [torch.randn(8, 32, generator=g) for _ in range(2)]
+    torch.library.opcheck(FUSED, (pair, text, [0, 1], "add", "output"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "producer", "stored", "message"),
+    [
+        ([X], "add", "output", r"add takes 2 of one dtype and shape; found torch.float32 \[64, 32\]"),
+        ([X, X.bfloat16()], "add", "output", r"found torch.float32 \[64, 32\], torch.bfloat16 \[64, 32\]"),
+        ([X, X], "relu", "output", r"relu takes 1 of one dtype and shape"),
+        ([X, X], "add", "input", r"unknown stored 'input'; known: output"),
+    ],
+)
+def test_inputs_that_the_producer_does_not_take(inputs, producer, stored, message):
+    with pytest.raises(ValueError, match=message):
+        fxp.produce_and_compress(inputs, "bfp4b32", [0, 1], producer, stored)
 
 
 @pytest.mark.parametrize("mode", ["fake", "symbolic"])
@@ -202,7 +285,7 @@ def test_a_stage_of_a_plan_on_a_gpu():
     nodes = halves[0].graph.find_nodes(op="call_function", target=FUSED)
     relus = [p.name for p in points if p.operator == "aten.relu.default" and p.decision == "compress"]
     assert [n.name for n in nodes] == [f"compress_{name}" for name in relus] != []
-    assert "fxpipe.activate_and_compress(" in listing(halves[0].graph)
+    assert "fxpipe.produce_and_compress(" in listing(halves[0].graph)
     saved = tuple(Binding("saved", n.name) for n in returned(halves[0].graph)[n_outputs:])
     forward = replace(stage.forward, graph_module=halves[0], outputs=(*stage.forward.outputs[:n_outputs], *saved))
     with an_h100() as sources:
