@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .codec import why_not_fused
+from .codec import has_one_outlier, why_not_fused
 from .format import BFPFormat
 
 _LIBRARY = torch.library.Library("fxpipe", "FRAGMENT")
@@ -33,6 +33,8 @@ def why_no_norm_kernel(fmt: BFPFormat, dtype: torch.dtype, width: int) -> str:
     """What of rows of ``width`` values of that dtype, stored in ``fmt``, the kernel does not know."""
     padded = 1 << max(width - 1, 0).bit_length()
     known = width % max(fmt.block, 32) == 0 and 0 < padded * dtype.itemsize <= MOST_BYTES
+    if fmt.outliers and not has_one_outlier(fmt):
+        return "outliers (but for one that is simply the largest value)"
     return "" if known else f"rows of {width} values"
 
 

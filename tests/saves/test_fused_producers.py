@@ -150,7 +150,7 @@ LEFT = {
     "another operator": another_operator,
     "a seed from the value": seeded,
     "tiles of rows": layer(text="bfp4b4x8"),
-    "a format without a kernel": layer(text="bfp4b32+o2"),
+    "levels of the values' own": layer(text="bfp4b32:learned"),
 }
 
 
