@@ -28,7 +28,7 @@ format: $(READY)  ## sort the imports and format every file
 	$(BIN)/ruff format
 
 golden: $(READY)  ## write the golden files of the tests anew
-	OMP_NUM_THREADS=1 $(BIN)/pytest --golden tests/test_page.py tests/passes/test_every_pass.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest --golden tests/plans/test_page.py tests/passes/test_every_pass.py
 
 # Each prints a table and JSON, as ratios of one run, and fails where a figure falls short. They want a quiet machine.
 bench: $(READY)  ## measure speed, memory and exactness against their figures

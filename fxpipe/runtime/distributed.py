@@ -81,8 +81,7 @@ class DistributedPipe(Pipe):
         def meet() -> None:
             self._watch = Watch(self.spec.timeout_seconds)
             self._group = dist.new_group(timeout=self._timeout)
-            alone = [dist.new_group([rank], timeout=self._timeout) for rank in range(dist.get_world_size())]
-            self._alone = alone[self.rank]
+            self._alone = dist.new_group([self.rank], timeout=self._timeout, use_local_synchronization=True)
             groups = {ranks: dist.new_group(ranks, timeout=self._timeout) for ranks in dict.fromkeys(shared.values())}
             self._shared = {name: (ranks, groups[ranks]) for name, ranks in shared.items() if self.rank in ranks}
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fxpipe.triton_kernels import BFPFormat, launch, reference
 
-SAMPLE = 30  # mutations of each kernel, no two alike but for the registers' numbers
+SAMPLE, OF_LONG = 20, 10  # mutations of each kernel, and of a long one; no two alike but for the registers' numbers
+LONG = 1200  # instructions
 KERNELS = [
     (90, "bfp4b32", torch.bfloat16),
     (90, "bfp7b8", torch.float32),
@@ -166,6 +167,7 @@ def test_mutations_are_caught(target, name, dtype, kind):
     kernel = emulated.compiled_for(target, kind, fmt, dtype, 1)
     trial = Trial(kind, fmt, dtype)
     assert trial.passed(kernel)
-    survivors = [mutation for mutation in sample(kernel, SAMPLE) if trial.passed(mutation.of(kernel))]
+    n = OF_LONG if len(kernel.instructions) > LONG else SAMPLE
+    survivors = [mutation for mutation in sample(kernel, n) if trial.passed(mutation.of(kernel))]
     of = f"{fmt} {str(dtype).removeprefix('torch.')} {kind}"
     assert [str(mutation) for mutation in survivors if not equivalent(of, mutation)] == []

@@ -27,7 +27,7 @@ import fxpipe
 from fxpipe.errors import FxpipeError
 from fxpipe.runtime.local import LocalPipe
 
-REPLICATED = (("gpt", (2, 1, 1)), ("mlp", (3, 1)), ("tied", (2, 2)), ("mlp", (1, 3)), ("mlp", (4,)))
+REPLICATED = (("gpt", (2, 1, 1)), ("tied", (2, 2)), ("mlp", (1, 3)))
 """Models with the replicas of their stages, on 4 ranks."""
 CASES = {"kill": 3, "kill-of-4": 4, "raise": 3, "hang": 3, "absent": 3}
 """The ways to fail, with the number of ranks. It is always rank 1 that fails."""
