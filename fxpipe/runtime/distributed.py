@@ -45,7 +45,7 @@ class DistributedPipe(Pipe):
         groups = Groups(self._group, self._alone)
         self._engine = TorchEngine(runner, spec.stages.stages, spec.lowered, self.device, groups, self._watch)
         self._checked_inputs = False
-        self._share([*spec.tied_users(), *self._replicated_tensors()])
+        self._share(dict.fromkeys([*spec.tied_users(), *self._replicated_tensors()]))
 
     @property
     def rank(self) -> int:

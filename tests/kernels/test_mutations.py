@@ -17,10 +17,8 @@ SAMPLE, OF_LONG = 20, 10  # mutations of each kernel, and of a long one; no two 
 LONG = 1200  # instructions
 KERNELS = [
     (90, "bfp4b32", torch.bfloat16),
-    (90, "bfp7b8", torch.float32),
     (90, "bfp2b16+unsigned", torch.float32),
     (80, "bfp5b128+unsigned", torch.float16),
-    (80, "bfp6b16", torch.bfloat16),
     (90, "bfp8b32+unsigned", torch.bfloat16),
     (100, "bfp3b64", torch.float32),
     (90, "bfp4b16:gauss+e5m3", torch.bfloat16),
