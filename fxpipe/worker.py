@@ -44,6 +44,8 @@ def train_pipe(job: Job, source: Source) -> Result:
     example = (source.args, source.kwargs)
     plan = compile(source.model, example, job.options) if job.plan is None else load(job.plan, source.model)
     pipe = plan.pipe()
+    if pipe.replica:  # else it would drop what the first one drops, of other microbatches
+        torch.manual_seed(job.seed + pipe.replica)
     update = _updater(pipe.parameters(), job)
     meter = _Meter(pipe)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 import torch.fx as fx
 
-from fxpipe.errors import OptionError, PartitionError, VerifyError, unknown
+from fxpipe.errors import OptionError, VerifyError, unknown
 from fxpipe.graph_module import copy_graph_module, returned, set_returned
 from fxpipe.ir.partition import Partition
 from fxpipe.ir.program import Program
@@ -59,7 +59,6 @@ class LowerStages(Pass):
                     module, stage.index, stage.received, needs_grad, self.partitioner, loss_index, last, templates
                 )
             )
-        _check_replicas(partition, lowered)
         index = program.signature.loss_index
         if index is not None and not lowered[-1].output_needs_grad[index]:
             raise VerifyError(
@@ -67,18 +66,6 @@ class LowerStages(Pass):
                 "detach() or no_grad() on the way"
             )
         return program.with_facts(LoweredStages(tuple(lowered)))
-
-
-def _check_replicas(partition: Partition, lowered: list[StageGraphs]) -> None:
-    """Replicas see a part of the microbatches each: what a stage learns of them outside of gradients would be lost."""
-    for stage, n_replicas in zip(lowered, partition.replicas, strict=True):
-        updated = [b.name for b in stage.forward.outputs if b.kind == "mutation"]
-        if n_replicas > 1 and updated:
-            raise PartitionError(
-                f"stage {stage.index} is to run on {n_replicas} ranks, but it updates buffers ({', '.join(updated[:3])}"
-                f"{', ...' if len(updated) > 3 else ''}), of which each rank would see its own microbatches alone; give it one "
-                "rank, or put the modules in eval mode"
-            )
 
 
 def lower_stage(

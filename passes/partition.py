@@ -100,7 +100,7 @@ class PartitionStages(Pass):
         chain = rules.chain()
         search, replicas = CutSearch(chain), self._replicas(rules)
         if replicas:
-            cut = self._replicated(replicas, chain, search)
+            cut = self._replicated(replicas, rules, chain, search)
         else:
             cut = self._fewest(search) if self.n_stages is None else self._exactly(self.n_stages, search)
         return program.with_facts(_partition(rules, chain, cut, self.objective, replicas or (1,) * len(cut.ticks)))
@@ -113,15 +113,15 @@ class PartitionStages(Pass):
     def _limits(self, n_stages: int) -> Limits:
         return Limits(n_stages, self.memory_bytes, self.n_microbatches)
 
-    def _replicated(self, replicas: tuple[int, ...], chain: Chain, search: CutSearch) -> Cut:
+    def _replicated(self, replicas: tuple[int, ...], rules: CutRules, chain: Chain, search: CutSearch) -> Cut:
         self._check_possible(len(replicas), search)
         limits = Limits(len(replicas), self.memory_bytes, self.n_microbatches, replicas)
         ticks_per_byte = Fraction(TICKS_PER_SECOND) / Fraction(self.bandwidth_bytes_per_second)
         cut = ReplicatedSearch(chain, limits, ticks_per_byte).best()
         if cut is None:
             raise PartitionError(
-                f"no cut into {len(replicas)} stages of {self.replicas} replicas keeps the stage hints apart"
-                + (f" and to {format_bytes(self.memory_bytes)} a rank" if self.memory_bytes is not None else "")
+                f"no cut into {len(replicas)} stages on {','.join(map(str, replicas))} ranks "
+                + " and ".join(self._kept(rules, chain))
             )
         return cut
 
@@ -129,6 +129,19 @@ class PartitionStages(Pass):
         self._check_possible(n_stages, search)
         cut = search.best(self._limits(n_stages))
         return self._refuse(n_stages, search) if cut is None else cut
+
+    def _kept(self, rules: CutRules, chain: Chain) -> Iterator[str]:
+        """What a cut for replicas must keep to."""
+        if chain.apart:
+            yield "keeps the stage hints apart"
+        if chain.alone:
+            first, more = rules.nodes[chain.alone[0]].name, len(chain.alone) - 1
+            yield (
+                f"has what updates buffers ({first}, and {more} more nodes) in stages of one rank, for a replica sees only its "
+                "own microbatches (eval mode updates none)"
+            )
+        if self.memory_bytes is not None:
+            yield f"keeps to {format_bytes(self.memory_bytes)} a rank"
 
     def _check_possible(self, n_stages: int, search: CutSearch) -> None:
         if n_stages > search.most_stages():

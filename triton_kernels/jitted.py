@@ -65,7 +65,6 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         n = fmt.n_blocks(end - start) * fmt.block
         direct = dtype is torch.float32 and n == end - start
         values = out[start:end] if direct else out.new_empty(n, dtype=torch.float32)
-
         floats = values.numpy()
 
         def decode(first: int, last: int, values: Floats = floats, start: int = start) -> None:

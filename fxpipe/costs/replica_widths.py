@@ -1,5 +1,9 @@
 """On how many ranks each stage is best run: what ``fxpipe.partition`` answers for the program's layers."""
 
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
 from fxpipe.costs.layer_profile import layer_hints, layer_profile
 from fxpipe.cuts.cut_rules import CutRules
 from fxpipe.errors import PartitionError
@@ -12,7 +16,7 @@ def replica_widths(
     """The replicas of each stage, first to last, of the fastest plan on ``n_ranks`` equal ranks.
 
     Gradients are added up once a step, so a microbatch bears its part of the parameters. What updates buffers is not
-    replicated. After US12056604B2.
+    replicated. Memory is not looked at. After US12056604B2.
 
     Raises:
         PartitionError: the fastest plan leaves ranks idle; says how many it takes.
@@ -26,7 +30,7 @@ def replica_widths(
         {"levels": levels, "memory_bytes": None},
         max_replicas=n_microbatches,
         stage_hints=layer_hints(rules, profile),
-        not_replicated=_layers_with_state(rules, [layer["id"] for layer in profile["nodes"]]),
+        not_replicated=_updating_layers(rules, profile),
     )
     widths = tuple(len(stage["devices"]) for stage in found.to_dict()["stages"])
     if sum(widths) != n_ranks:
@@ -37,12 +41,9 @@ def replica_widths(
     return widths
 
 
-def _layers_with_state(rules: CutRules, ids: list[str]) -> list[str]:
-    """The layers of which a node writes what the model keeps; a layer's id is its last node."""
-    ends = {name: layer for layer, name in enumerate(ids)}
-    layers, layer = {}, 0
-    for node in rules.nodes:
-        layers[node] = ids[layer]
-        layer = ends[node.name] + 1 if node.name in ends else layer
-    writers = (n for n, storages in rules.written.items() if any(s.owner.op == "get_attr" for s in storages))
-    return sorted({layers[n] for n in writers if n in layers})
+def _updating_layers(rules: CutRules, profile: Mapping[str, Any]) -> list[str]:
+    """The layers of which a node writes a tensor of the model; a layer's id is its last node."""
+    position = {node.name: place for node, place in rules.position.items()}
+    ends = [position[layer["id"]] for layer in profile["nodes"]]
+    places = (rules.position[node] for node in rules.updates())
+    return sorted({profile["nodes"][bisect_left(ends, place)]["id"] for place in places})

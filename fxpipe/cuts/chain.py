@@ -25,7 +25,8 @@ class Chain:
 
     ``legal`` are the boundaries that may be cut, increasing, without 0 and n. ``link_ticks`` is how long one
     microbatch's traffic, both ways, takes over the link at a boundary; the two byte counts are that traffic, activations
-    and gradients. ``apart`` holds pairs of positions that no stage may both have, increasing in both.
+    and gradients. ``apart`` holds pairs of positions that no stage may both have, increasing in both;
+    ``alone`` those that no stage of several replicas may have, increasing.
     """
 
     ticks: tuple[int, ...]
@@ -36,6 +37,7 @@ class Chain:
     activation_bytes: tuple[int, ...]
     gradient_bytes: tuple[int, ...]
     apart: tuple[tuple[int, int], ...] = ()
+    alone: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.ticks)

@@ -82,6 +82,7 @@ class CutRules:
             activation_bytes=forward,
             gradient_bytes=back,
             apart=tuple((before[1], after[0]) for before, after in pairwise(self.hints.values())),
+            alone=tuple(map(self.position.__getitem__, self.updates())),
         )
 
     def _traffic(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -97,6 +98,10 @@ class CutRules:
                 if any(v.requires_grad or v.storage.requires_grad for v in self.walk.values[node]):
                     back.append((i, max((self.position[u] for u in node.users if u.op != "output"), default=i), size))
         return self._over_boundaries(forward), self._over_boundaries(back)
+
+    def updates(self) -> list[fx.Node]:
+        """The nodes that write a tensor of the model, as BatchNorm's statistics in training, in order."""
+        return [n for n in self.nodes if any(storage.owner.op == "get_attr" for storage in self.written.get(n, ()))]
 
     def _over_boundaries(self, spans: Iterable[tuple[int, int, int]]) -> tuple[int, ...]:
         """For each boundary the sum of the weights of the spans (first, last, weight) that it parts; 0 at both ends."""

@@ -7,7 +7,7 @@ US12056604B2), the replicas given: the bottleneck is bisected, and for one bottl
 boundaries each reaches.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -23,7 +23,8 @@ class ReplicatedSearch:
 
     def __init__(self, chain: Chain, limits: Limits, ticks_per_byte: Fraction) -> None:
         self.limits, self.replicas = limits, limits.replicas
-        self._atoms = Atoms(chain)
+        self._atoms = atoms = Atoms(chain)
+        self._first = [bisect_right(atoms.at, max((p for p in chain.alone if p < end), default=-1)) for end in atoms.at]
         reducing = Fraction(ticks_per_byte, limits.n_microbatches or 1)
         self._searches = {r: CutSearch(_with_reduction(chain, (r - 1) * reducing)) for r in set(self.replicas)}
 
@@ -33,26 +34,31 @@ class ReplicatedSearch:
         ``ticks`` are those of one replica for each microbatch of all, with its part of the all-reduce. Of equal cuts: from the
         last boundary to the first, the least traffic, then the earliest.
         """
-        low, high = 0, self._atoms.ticks[-1] + max(self._atoms.link) + max(s.slowest for s in self._searches.values())
-        if not self._reached(high)[-1]:
+        low, high = 0, max(search.slowest for search in self._searches.values())
+        if not self._possible(high):
             return None
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._reached(middle)[-1] else (middle + 1, high)
+            low, high = (low, middle) if self._possible(middle) else (middle + 1, high)
         return self._read_back(low)
 
-    def _reached(self, t: int) -> list[list[int]]:
-        """After 0, 1, ... stages, the boundaries that they can end at with every stage and link within ``t``."""
-        return self._sweep(t)[0]
+    def _possible(self, t: int) -> bool:
+        return bool(self._sweep(t)[0][-1])
 
     def _sweep(self, t: int) -> tuple[list[list[int]], list[list[int]]]:
-        """With, for each stage, the earliest start of one that ends at each boundary."""
-        earliest = {r: search.earliest(t * r) for r, search in self._searches.items()}
+        """After 0, 1, ... stages, the boundaries that they can end at with every stage and link within ``t``; and for each
+        stage, the earliest start of one that ends at each boundary."""
+        earliest = {r: self._earliest(r, t) for r in self._searches}
         reached, starts = [[0]], [earliest[r] for r in self.replicas]
         for stage, first in enumerate(starts):
             ends = self._ends(t, stage)
             reached.append([b for b in ends if next(self._starts(stage, b, first[b], reached[-1]), None) is not None])
         return reached, starts
+
+    def _earliest(self, n_replicas: int, t: int) -> list[int]:
+        """As ``CutSearch.earliest``, of a stage of so many replicas, which must begin behind what is to be alone."""
+        found = self._searches[n_replicas].earliest(t * n_replicas)
+        return found if n_replicas == 1 else list(map(max, found, self._first))
 
     def _ends(self, t: int, stage: int) -> Sequence[int]:
         """The boundaries at which the stage may end as far as the link after it allows."""

@@ -51,6 +51,10 @@ class DistributedPipe(Pipe):
     def rank(self) -> int:
         return dist.get_rank()
 
+    @property
+    def replica(self) -> int:
+        return self.rank - self.spec.lowered.ranks_of(self._stage)[0]
+
     def step(self, *args: Any, target: Any = None, **kwargs: Any) -> Tensor:
         try:
             return super().step(*args, target=target, **kwargs)

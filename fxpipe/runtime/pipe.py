@@ -68,6 +68,11 @@ class Pipe:
         """This process's rank; 0 in one process."""
         return 0
 
+    @property
+    def replica(self) -> int:
+        """Which replica of its stage this process is: 0 where there is one."""
+        return 0
+
     def step(self, *args: Any, target: Any = None, **kwargs: Any) -> Tensor:
         """One training step over a whole batch: adds to the parameters' ``.grad`` and returns the batch's loss, detached.
 

@@ -173,7 +173,6 @@ class TorchEngine:
     ) -> None:
         self._runner = runner
         self._stage = _Stage(runner.graphs, stages, schedule, device, groups, watch)
-        self._watch = watch
         self._runtime = _PipelineScheduleRuntime(  # type: ignore[no-untyped-call]
             [self._stage], schedule.n_microbatches, scale_grads=False
         )

@@ -1,5 +1,6 @@
 """The cut for given replicas against brute force over every cut, in whole numbers."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -25,6 +26,12 @@ def slowest(chain, cut, limits, ticks_per_byte):
     return max(times)
 
 
+def replicates(chain, cut, replicas):
+    """Whether a stage of several replicas has what is to be alone."""
+    stages = zip(replicas, pairwise(cut.boundaries), strict=True)
+    return any(r > 1 and any(a <= p < b for p in chain.alone) for r, (a, b) in stages)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     chains(),
@@ -32,10 +39,13 @@ def slowest(chain, cut, limits, ticks_per_byte):
     st.none() | st.integers(0, 90),
     st.none() | st.integers(1, 6),
     st.fractions(0, 3, max_denominator=8),
+    st.sets(st.integers(0, 8), max_size=2),
 )
-def test_finds_the_best_cut_or_none_exists(chain, replicas, memory_bytes, n_microbatches, ticks_per_byte):
+def test_finds_the_best_cut_or_none_exists(chain, replicas, memory_bytes, n_microbatches, ticks_per_byte, alone):
+    chain = replace(chain, alone=tuple(sorted(p for p in alone if p < len(chain.ticks))))
     limits = Limits(len(replicas), memory_bytes, n_microbatches, replicas)
-    known = {cut.boundaries: slowest(chain, cut, limits, ticks_per_byte) for cut in brute_force(chain, limits)}
+    allowed = (cut for cut in brute_force(chain, limits) if not replicates(chain, cut, replicas))
+    known = {cut.boundaries: slowest(chain, cut, limits, ticks_per_byte) for cut in allowed}
     found = ReplicatedSearch(chain, limits, ticks_per_byte).best()
     assert (found is None) == (not known)
     if found is not None:

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from models import MODELS, build
+from models import MODELS
 from stages import assert_same, compressed, eager, lowered, relative_error, run, traced
 from torch import nn
 
-import fxpipe
-from fxpipe.errors import OptionError, PartitionError, VerifyError
+from fxpipe.errors import OptionError, VerifyError
 from fxpipe.ir.partition import Partition
 from fxpipe.ir.stage_graphs import Binding, HalfGraph, LoweredStages, StageGraphs
 from fxpipe.passes.lower import LowerStages
@@ -216,9 +215,3 @@ def test_halves_check_themselves():
     fields = {**vars(stage), "backward": other.backward}
     with pytest.raises(VerifyError, match=r"stage 0: forward saves \['saved primals.* but backward takes \["):
         StageGraphs(**fields)
-
-
-def test_a_replicated_stage_that_updates_buffers_is_refused():
-    model, args, kwargs = build("cnn")
-    with pytest.raises(PartitionError, match=r"stage 0 is to run on 2 ranks, but it updates buffers \(.*running_mean"):
-        fxpipe.compile(model, (args, kwargs), {"n_ranks": 3, "replicas": "2,1", "n_microbatches": 2})

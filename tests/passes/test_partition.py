@@ -441,43 +441,6 @@ def test_bad_options(option, value, expected):
         PartitionStages(**{option: value})
 
 
-@pytest.mark.parametrize("text", ["2,0", "2,", "two", "-1,2"])
-def test_replicas_that_are_no_numbers(text):
-    expected = f"replicas are '{text}'; expected how many ranks each stage runs on, such as '2,1,1', or 'auto'"
-    with pytest.raises(OptionError, match=expected):
-        PartitionStages(replicas=text)
-
-
-def test_replicas_share_the_work():
-    program = priced(traced(Layers(), X))  # seconds: four layers of 3, a sum
-    found = cut(program, n_stages=2, replicas="3,1", n_microbatches=6)
-    assert (found.replicas, found.stages[0].nodes[-1]) == ((3, 1), "linear_3")
-    assert found.bottleneck == "stage 0 compute"
-    assert found.bottleneck_seconds == pytest.approx(4, rel=1e-6)
-    assert found.lower_bound_seconds == pytest.approx(15 / 4)
-    with pytest.raises(OptionError, match="replicas 3,1 are of 2 stages, not 3"):
-        cut(program, n_stages=3, replicas="3,1")
-    with pytest.raises(PartitionError, match="9 stages were asked for, but the program can be cut into"):
-        cut(program, n_stages=None, replicas="2,1,1,1,1,1,1,1,1")
-
-
-def test_the_planner_chooses_replicas():
-    program = priced(traced(Layers(), X), linear_1=30.0)
-    found = cut(program, n_stages=4, replicas="auto", n_microbatches=8)
-    assert sum(found.replicas) == 4
-    heavy = next(s for s in found.stages if "linear_1" in s.nodes)
-    assert found.replicas[heavy.index] >= 2
-    alone = cut(program, n_stages=4)
-    assert found.bottleneck_seconds < alone.bottleneck_seconds
-
-
-def test_stages_that_update_buffers_are_not_replicated_by_the_planner():
-    program = priced(traced(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)), torch.randn(4, 8)))
-    found = cut(program, n_stages=3, replicas="auto", n_microbatches=8)
-    holder = next(s for s in found.stages if any("batch_norm" in n for n in s.nodes))
-    assert found.replicas[holder.index] == 1
-
-
 def test_its_text_is_its_spelling():
     step = PartitionStages(n_stages=2, replicas="2,1", n_microbatches=4)
     assert parse_pass(str(step), {step.name: PartitionStages}) == step

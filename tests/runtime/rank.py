@@ -91,7 +91,14 @@ def replicated(name: str, widths: tuple[int, ...], n_microbatches: int = 8) -> d
     digests = {n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest() for n, p in pipe.named_parameters()}
     pipe.synchronize_model()
     whole = relative(dict(model.named_parameters()), dict(twin.named_parameters()))
-    return {"losses": losses, "gradients": far, "digests": digests, "whole": whole, "ran": _ran(pipe)}
+    return {
+        "losses": losses,
+        "gradients": far,
+        "digests": digests,
+        "whole": whole,
+        "ran": _ran(pipe),
+        "replica": pipe.replica,
+    }
 
 
 def _ran(pipe: Any) -> list[str]:

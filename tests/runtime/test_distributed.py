@@ -54,6 +54,7 @@ def test_four_ranks_compute_what_one_process_computes(tmp_path):
             assert all(abs(a - b) <= 1e-5 * abs(a) for a, b in case["losses"])
             assert max(*case["gradients"], case["whole"]) < 1e-5
         rank["replicated"] = replicated
+    assert [rank["replicated"]["tied (2, 2)"]["replica"] for rank in found] == [0, 1, 0, 1]
     assert_replicas_agree([rank["replicated"] for rank in found])
     assert [rank["replicated"]["gpt (2, 1, 1)"]["ran"] for rank in found[:2]] == [
         ["0F0", "0F2", "0F4", "0F6"],
