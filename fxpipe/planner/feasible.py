@@ -87,7 +87,7 @@ class Feasible:
         both = np.maximum if self.stages.model.overlap_all_reduce else np.add
         move = int(moves[np.argmin(both(cuts.compute[-1], all_reduce) / place.replicas[moves])])
         key = self.keys[self.key_of_row[self.row[move]]]
-        cost = float(self.stages.device_seconds(key, np.ix_([cuts.n - 1], [0])).item() / key[-1])
+        cost = float(self.stages.device_seconds(key, np.array(cuts.n - 1), np.array(0)) / key[-1])
         return Found(cost, (0, cuts.n - 1), (move,)) if cost < inf else None
 
     @property
@@ -186,7 +186,7 @@ class _Try:
         for at, move in reversed(list(enumerate(moves))):
             before = np.flatnonzero(stages.bits(self.begin[of.row[move]])) if at else np.zeros(1, dtype=np.int64)
             key = of.keys[of.key_of_row[of.row[move]]]
-            values = np.maximum(stages.device_seconds(key, np.ix_(after, before)) / key[-1], rest[:, None])
+            values = np.maximum(stages.device_seconds(key, after[:, None], before) / key[-1], rest[:, None])
             chosen.append(dict(zip(before.tolist(), after[values.argmin(axis=0)].tolist(), strict=True)))
             after, rest = before, values.min(axis=0)
             if at and not stages.model.serial_links:

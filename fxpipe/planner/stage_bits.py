@@ -1,8 +1,13 @@
-"""Which stages keep to a time, as bits: of each cut where a stage may end, the cuts where it may begin, in 64-bit words."""
+"""Which stages keep to a time, as bits: of each cut where a stage may end, the cuts where it may begin, in 64-bit words.
+
+The work of a stage is a difference of two sums, one for the cut after it and one for the cut before it. What can begin in time
+for a given end is therefore a row of a table: the cuts, sorted by their sum, added one by one.
+"""
 
 from collections.abc import Sequence
+from itertools import groupby
 from math import inf
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,56 +22,74 @@ Words: TypeAlias = NDArray[np.uint64]
 Key: TypeAlias = tuple[float, float, float, bool, float]
 
 MOST_CUTS = 1024
-MOST_ROWS = 256  # at once, for the cache; whole words
+ROUNDING = 4e-16  # relative: of a sum
 
 
 class Stages:
-    """What a stage between two cuts takes, in matrices by the cut after it and the cut before it, shape (n, n rounded up
-    to 64); ``compute`` is infinite where there is no such stage. ``holds``: whether each cut (row) holds each other one."""
+    """What a stage between two cuts takes. ``holds``: whether each cut (row) holds each other one."""
 
     def __init__(self, cuts: Cuts, holds: NDArray[np.bool_], model: CostModel, memory_bytes: float | None) -> None:
         self.cuts, self.model, self.memory_bytes = cuts, model, memory_bytes
         self.width = -(-cuts.n // 64) * 64
         if cuts.labelled[-1] > 1:
-            holds = holds & (self._between(cuts.labelled)[:, : cuts.n] <= 1)
-        self.compute = np.full((cuts.n, self.width), inf)
-        np.subtract(cuts.compute[:, None], cuts.compute, out=self.compute[:, : cuts.n], where=holds)
-        self.parameters = self._between(cuts.parameters)
-        self.stored = None if memory_bytes is None else self._between(cuts.parameters + cuts.activations)
-        self.single = self._between(cuts.single) > 0 if cuts.single[-1] else None
-        # Large arrays made anew at each step would cost more than what is computed in them.
-        shape = min(cuts.n, MOST_ROWS), self.width
-        self.room, self.room_of_bits = np.empty(shape), np.empty(shape, dtype=bool)
+            holds = holds & (cuts.labelled[:, None] - cuts.labelled <= 1)
+        self.holds = holds
+        self.stored = None if memory_bytes is None else cuts.parameters + cuts.activations
         self.light, self.early = UpTo(cuts.crossing), UpTo(cuts.compute)
+        self.least: dict[tuple[float, float], AtLeast] = {}
+        self.allowed: dict[tuple[float, bool], Words] = {}
 
-    def _between(self, sums: Floats | Ints) -> Floats:
-        return np.asarray(sums[:, None] - np.pad(sums, (0, self.width - self.cuts.n)), dtype=np.float64)
-
-    def device_seconds(self, key: Key, which: Any = ..., out: Floats | None = None) -> Floats:
-        """The work of all or some stages on certain devices, all replicas together; infinite where a limit forbids it."""
+    def device_seconds(self, key: Key, after: Ints, before: Ints) -> Floats:
+        """The work of the stages between some cuts on certain devices, all replicas together, as the two broadcast; infinite
+        where there is no such stage or a limit forbids it."""
         all_reduce, own_link, held, replicated, _ = key
-        work: Floats = np.multiply(self.parameters[which], all_reduce, out=out)
-        (np.maximum if self.model.overlap_all_reduce else np.add)(self.compute[which], work, out=work)
+        cuts = self.cuts
+        compute, bytes_reduced = cuts.compute[after] - cuts.compute[before], cuts.parameters[after] - cuts.parameters[before]
+        both = np.maximum if self.model.overlap_all_reduce else np.add
+        work: Floats = both(compute, all_reduce * bytes_reduced)
         if own_link:
-            crossing = self.cuts.crossing
-            work += own_link * (np.pad(crossing, (0, self.width - self.cuts.n)) + crossing[:, None])[which]
+            work = work + own_link * (cuts.crossing[after] + cuts.crossing[before])
+        able = self.holds[after, before]
         if self.stored is not None and self.memory_bytes is not None:
-            work[held * self.stored[which] > self.memory_bytes] = inf
-        if self.single is not None and replicated:
-            work[self.single[which]] = inf
-        return work
+            able = able & (held * (self.stored[after] - self.stored[before]) <= self.memory_bytes)
+        if replicated:
+            able = able & (cuts.single[after] <= cuts.single[before])
+        return np.where(able, work, inf)
 
     def within(self, keys: Sequence[Key], time: float, found: Words) -> None:
-        """Enters from which cuts a stage may reach each cut in time; shape (n cuts after, n keys, n words of cuts before),
-        with nothing above the diagonal."""
-        for first in range(0, self.cuts.n, MOST_ROWS):
-            which = slice(first, first + MOST_ROWS), slice(first + MOST_ROWS)
-            shape = slice(min(MOST_ROWS, self.cuts.n - first)), which[1]
-            room, bits, n_words = self.room[shape], self.room_of_bits[shape], which[1].stop // 64
-            for at, key in enumerate(keys):
-                if not at or key[:-1] != keys[at - 1][:-1]:
-                    work = self.device_seconds(key, which, out=room)
-                found[which[0], at, :n_words] = words_of(np.less_equal(work, time * key[-1], out=bits))
+        """Enters from which cuts a stage may reach each cut in time; shape (n cuts after, n keys, n words of cuts before).
+        Keys that differ in their replicas alone are quickest side by side."""
+        at = 0
+        for (all_reduce, own_link, held, replicated), group in groupby(keys, lambda key: key[:-1]):
+            seconds = time * np.array([key[-1] for key in group])
+            end, allowed = at + len(seconds), self._allowed(held, replicated)[:, None]
+            if self.model.overlap_all_reduce:
+                words = self._in_time(0.0, own_link, seconds) & self._in_time(all_reduce, own_link, seconds, compute=0.0)
+            else:
+                words = self._in_time(all_reduce, own_link, seconds)
+            np.bitwise_and(words, allowed, out=found[:, at:end])
+            at = end
+
+    def _in_time(self, all_reduce: float, own_link: float, seconds: Floats, compute: float = 1.0) -> Words:
+        """For each cut after a stage and each number of seconds the cuts before it; shape (n, n seconds, n words)."""
+        key = all_reduce, own_link, compute
+        if key not in self.least:
+            cuts = self.cuts
+            work, link = compute * cuts.compute + all_reduce * cuts.parameters, own_link * cuts.crossing
+            self.least[key] = AtLeast(work + link, work - link)
+        return self.least[key](seconds)
+
+    def _allowed(self, held: float, replicated: bool) -> Words:
+        """The stages that no limit forbids, shape (n cuts after, n words of cuts before)."""
+        key = held, replicated
+        if key not in self.allowed:
+            cuts, able = self.cuts, self.holds
+            if self.stored is not None and self.memory_bytes is not None:
+                able = able & (held * (self.stored[:, None] - self.stored) <= self.memory_bytes)
+            if replicated and cuts.single[-1]:
+                able = able & (cuts.single[:, None] <= cuts.single)
+            self.allowed[key] = words_of(np.pad(able, ((0, 0), (0, self.width - cuts.n))))
+        return self.allowed[key]
 
     def bits(self, words: Words) -> NDArray[np.uint8]:
         """Words as ones and zeros, shape (..., n cuts)."""
@@ -86,6 +109,19 @@ class UpTo:
     def __call__(self, limits: Floats) -> Words:
         """For each limit the cuts as words, shape (..., n words)."""
         return self.words.take(self.values.searchsorted(limits, side="right"), axis=0)
+
+
+class AtLeast:
+    """Of each cut after a stage the cuts before it that are no further than some seconds: ``after - before <= seconds``, up
+    to rounding."""
+
+    def __init__(self, after: Floats, before: Floats) -> None:
+        self.rounding = ROUNDING * float(max(np.abs(after).max(), np.abs(before).max()))
+        self.after, self.before = after[:, None], UpTo(-before)
+
+    def __call__(self, seconds: Floats) -> Words:
+        """Shape (n cuts after, n seconds, n words of cuts before)."""
+        return self.before(seconds + self.rounding - self.after)
 
 
 def words_of(bits: NDArray[np.bool_]) -> Words:
