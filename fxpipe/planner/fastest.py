@@ -17,13 +17,14 @@ from fxpipe.planner.cuts import (
     pairs_of,
     sets_of_orders,
 )
+from fxpipe.planner.device_sets import all_sets, n_moves_of_sets
 from fxpipe.planner.feasible import NEAR, Feasible
 from fxpipe.planner.graph import Graph
 from fxpipe.planner.line import Line
 from fxpipe.planner.minimax import minimax
 from fxpipe.planner.numberings import numberings
 from fxpipe.planner.orders import depth_first, least_live_bytes, some_orders, sorted_by
-from fxpipe.planner.placement import Placement, all_sets, contiguous, n_moves_of_sets
+from fxpipe.planner.placement import Placement, contiguous
 from fxpipe.planner.problem import Answer, Problem, answer_of
 from fxpipe.planner.profile import Ints
 from fxpipe.planner.ranges import Ranges, numbers_of_copies

@@ -12,16 +12,17 @@ from math import inf
 
 import numpy as np
 
-from fxpipe.planner.minimax import SLACK, Found, grouped
+from fxpipe.planner.following import Following, Follows
+from fxpipe.planner.minimax import SLACK, Found
 from fxpipe.planner.placement import Placement
 from fxpipe.planner.profile import Floats, Ints
-from fxpipe.planner.stage_bits import Key, Stages, Words, words_of
+from fxpipe.planner.stage_bits import Key, Stages, Words
 
 NEAR = 1e-9  # relative: the gain of the try that is the proof
 FIRST_GAIN = 0.02
 NARROW = 0.08  # relative: where a plan is likely the best, so that the next try is the proof
 LEAST_SECONDS = 1e-30
-LEAST_LINK = 1e-100  # seconds per byte, in place of none
+ANY_SECONDS = 1e150
 
 
 class Feasible:
@@ -32,82 +33,50 @@ class Feasible:
         moves = np.arange(placement.n)
         if max_replicas is not None:
             moves = moves[placement.replicas <= max_replicas]
-        first = moves[placement.like[moves] == moves]  # the others cost the same
-        self.row = np.full(placement.n, -1)  # of each move among those that differ
-        self.row[first] = np.arange(len(first))
-        self.row[moves] = self.row[placement.like[moves]]
-        self.keys, self.key_of_row = self._keys(first)
-        self.into = grouped(placement.target, moves, placement.n_states)
-        self.out_of = grouped(placement.source, first, placement.n_states)
-        self.rows_into, self.rows_out_of = ([self.row[x] for x in by_state] for by_state in (self.into, self.out_of))
-        self.kept_links: dict[int, Floats] = {}
-        self.devices_before = int(placement.taken.max()) - placement.taken[first]
+        self.following = Following(placement, moves, stages.model.serial_links)
+        self.move_of_row = self.following.move_of_row
+        self.keys, self.key_of_row = self._keys(self.move_of_row)
+        self.n_devices = int(placement.taken.max())
+        self.devices_before = self.n_devices - placement.taken[self.move_of_row]
         n_words = stages.width // 64
         self.reach = np.zeros((stages.cuts.n, len(self.keys), n_words), dtype=np.uint64)
-        self.begin = np.empty((len(first), n_words), dtype=np.uint64)
+        self.begin = np.empty((len(self.move_of_row), n_words), dtype=np.uint64)
 
     def _keys(self, moves: Ints) -> tuple[list[Key], Ints]:
         """What the work of a stage depends on, each once, and which of them each of some moves has."""
         place, replicas = self.placement, self.placement.replicas[moves]
         own = place.own_link[moves] * replicas * self.stages.model.serial_links
         held = -(-place.taken[moves] // replicas) * (self.stages.stored is not None)
+        number = np.zeros(len(moves), dtype=np.int64)
         columns = (place.all_reduce[moves], own, held, replicas > 1, replicas)
-        rows = list(zip(*(column.tolist() for column in columns), strict=True))
-        keys = sorted(set(rows))
-        index = {key: at for at, key in enumerate(keys)}
-        return keys, np.array([index[row] for row in rows], dtype=np.int64)
-
-    def links(self, state: int) -> Floats:
-        """Seconds for each byte between the stages of all moves into a state and those of all out of it; shape (n, n out)."""
-        if state not in self.kept_links:
-            self.kept_links[state] = self.links_of(self.out_of[state], self.into[state][:, None])
-        return self.kept_links[state]
-
-    def links_of(self, moves: Ints, next_moves: Ints) -> Floats:
-        """Seconds for each byte between the stages of moves and those of the next ones."""
-        if self.stages.model.serial_links:
-            return np.full(np.broadcast_shapes(moves.shape, next_moves.shape), LEAST_LINK)
-        return np.maximum(self.placement.links(moves, next_moves), LEAST_LINK)
-
-    def _first(self, low: float) -> tuple[Found | None, float]:
-        """All in one stage; where a limit forbids that, the plan of the first try that finds one. The last time without one."""
-        if (found := self._single_stage()) is not None:
-            return found, low
-        time, step = low, 2.0
-        while (found := _Try(self, time).run()) is None and time <= self.ceiling_seconds:
-            low, time, step = time, time * step, min(step**2, 16.0)
-        return found, low
+        for column in columns:
+            values, which = np.unique(column, return_inverse=True)
+            number = number * len(values) + which
+        _, first, key_of_move = np.unique(number, return_index=True, return_inverse=True)
+        return list(zip(*(column[first].tolist() for column in columns), strict=True)), key_of_move
 
     def _single_stage(self) -> Found | None:
         """All in one stage on the devices that make it fastest, unless a limit forbids that."""
-        place, cuts, moves = self.placement, self.stages.cuts, self.out_of[0]
+        place, cuts = self.placement, self.stages.cuts
+        moves = self.move_of_row[: self.following.row_start[1]]
         if not len(moves):
             return None
         all_reduce = cuts.parameters[-1] * place.all_reduce[moves]
         both = np.maximum if self.stages.model.overlap_all_reduce else np.add
-        move = int(moves[np.argmin(both(cuts.compute[-1], all_reduce) / place.replicas[moves])])
-        key = self.keys[self.key_of_row[self.row[move]]]
+        row = int(np.argmin(both(cuts.compute[-1], all_reduce) / place.replicas[moves]))
+        key = self.keys[self.key_of_row[row]]
         cost = float(self.stages.device_seconds(key, np.array(cuts.n - 1), np.array(0)) / key[-1])
-        return Found(cost, (0, cuts.n - 1), (move,)) if cost < inf else None
-
-    @property
-    def ceiling_seconds(self) -> float:
-        """Every plan takes less."""
-        cuts, place = self.stages.cuts, self.placement
-        all_reduce = float(cuts.parameters[-1] * place.all_reduce.max())
-        own = place.own_link.max() if self.stages.model.serial_links else 0.0
-        link = max(float(self.links(state).max(initial=0.0)) for state in range(place.n_states))
-        return 1.01 * (float(cuts.compute[-1]) + all_reduce + 2 * (own + link) * float(cuts.crossing.max()))
+        return Found(cost, (0, cuts.n - 1), (int(moves[row]),)) if cost < inf else None
 
     def search(self, low: float, best: float) -> Found | None:
         """The fastest plan that takes less than ``best`` seconds, None where there is none; ``low`` is a time that none beats.
 
         First a try just below the best: most placements are refused by it. While tries find plans, the steps grow. With
-        nothing to beat (``best`` infinite), bisection below a single stage.
+        nothing to beat (``best`` infinite), bisection below a single stage or, where a limit forbids that, any plan.
         """
         found, gain, low = None, 0.0, max(low, LEAST_SECONDS)
         if best == inf:
-            found, low = self._first(low)
+            found = self._single_stage() or _Try(self, ANY_SECONDS).run()
             best, gain = (-inf, 0.0) if found is None else (found.cost, 1.0)
         while best > low * (1 + NEAR):
             time = max(best * (1 - max(gain, NEAR)), (low * best) ** 0.5 if gain else 0.0)
@@ -124,8 +93,8 @@ class Feasible:
 
 
 class _Try:
-    """One time. ``begin``: the cuts where the stage of each move that differs may begin, shape (n, n words); ``in_time``: the
-    cuts before which the devices left for the stages before can compute everything, of the same shape."""
+    """One time. ``begin``: the cuts where the stage of each row may begin, shape (n rows, n words); ``in_time``: the cuts
+    before which so many devices can compute everything, shape (n devices + 1, n words)."""
 
     def __init__(self, of: Feasible, time: float) -> None:
         self.of, self.stages, self.time = of, of.stages, time * (1 + SLACK)
@@ -133,48 +102,71 @@ class _Try:
         self.stages.within(of.keys, self.time, self.reach)
         self.begin[:] = 0
         slack = SLACK * float(self.stages.cuts.compute[-1])
-        self.in_time = self.stages.early(self.time * of.devices_before + slack)
+        self.in_time = self.stages.early(self.time * np.arange(of.n_devices + 1) + slack)
 
     def run(self) -> Found | None:
-        """The plan with the best cuts for the devices of one that is quick enough; None where there is none."""
-        of = self.of
-        for state, rows in enumerate(of.rows_out_of):
-            if len(rows) and (ends := self._ends(state)) is not None:
-                able = self.stages.bits(ends)
-                after = able.max(axis=0).nonzero()[0]
-                if not len(after):
-                    continue
-                some = slice(after[0], after[-1] + 1)
-                reach = self.reach[some].take(of.key_of_row[rows], axis=1)
-                reach *= able[:, some].T.astype(np.uint64)[:, :, None]
-                self.begin[rows] = np.bitwise_or.reduce(reach, axis=0) & self.in_time[rows]
-        done = np.flatnonzero(self.begin[:, 0] & np.uint64(1))
-        return self._with_best_cuts(self._moves(int(np.flatnonzero(of.row == done[0])[0]))) if len(done) else None
+        """The plan with the best cuts for the devices of the first one that is quick enough; None where there is none."""
+        following = self.of.following
+        for at, batch in enumerate(following.batches):
+            if at:
+                self._enter(*self._ends(at))
+            else:
+                rows = np.arange(following.row_start[1])
+                self._enter_reached(rows, self.reach[-1, self.of.key_of_row[rows]])
+            first, last = following.row_start[list(batch)]
+            done = np.flatnonzero(self.begin[first:last, 0] & np.uint64(1))
+            if len(done):
+                return self._with_best_cuts(self._moves(int(self.of.move_of_row[first + done[0]])))
+        return None
 
-    def _ends(self, state: int) -> Words | None:
-        """The cuts where the stage of each move out of a state may end."""
-        if state == 0:
-            last = words_of(np.arange(self.stages.width) == self.stages.cuts.n - 1)
-            return np.repeat(last[None], len(self.of.out_of[0]), axis=0)
-        begin = self.begin[self.of.rows_into[state]]
-        known = begin.any(axis=1).nonzero()[0]
-        if not len(known):
-            return None
-        light = self.stages.light(self.time / self.of.links(state)[known])
-        light &= begin[known, None]
-        ends: Words = np.bitwise_or.reduce(light, axis=0)
-        return ends
+    def _ends(self, at: int) -> tuple[Ints, Words]:
+        """The rows out of the states of a batch, and the cuts where the stage of each may end."""
+        pairs = self._pairs(at)
+        if not len(pairs.rows):
+            return pairs.rows, self.begin[:0]
+        light = self.stages.light(self.time / pairs.links)
+        light &= self.begin[self.of.following.row_of_place[pairs.places]]
+        ends: Words = np.bitwise_or.reduceat(light, pairs.starts, axis=0)
+        return pairs.rows, ends
+
+    def _pairs(self, at: int) -> Follows:
+        """Rows with places before a batch that a plan may come through."""
+        following = self.of.following
+        if following.kept is not None:
+            return following.kept[at]
+        batch = following.batches[at]
+        places = np.arange(*following.place_start[list(batch)])
+        known = self.begin[following.row_of_place[places]].any(axis=1)
+        return following.pairs(batch, places[known])
+
+    def _enter(self, rows: Ints, ends: Words) -> None:
+        """Where the stages of some rows may begin."""
+        n = self.stages.cuts.n
+        able = np.flatnonzero(self.stages.bits(ends).view(np.bool_))
+        if not len(able):
+            return
+        which = able // n
+        keys = self.of.key_of_row[rows[which]]
+        reach = self.reach.reshape(-1, self.reach.shape[2]).take((able - which * n) * len(self.of.keys) + keys, axis=0)
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        self._enter_reached(rows[which[starts]], np.bitwise_or.reduceat(reach, starts, axis=0))
+
+    def _enter_reached(self, rows: Ints, reached: Words) -> None:
+        self.begin[rows] = reached & self.in_time[self.of.devices_before[rows]]
 
     def _moves(self, move: int) -> list[int]:
         """The moves of a plan, from the first stage, which has the given one, to the last."""
-        place, moves, cut = self.of.placement, [move], 0
-        while state := int(place.source[move]):
-            links = self.of.links_of(np.array([move]), self.of.into[state])
-            ends = self.begin[self.of.rows_into[state]] & self.stages.light(self.time / links)
-            reach = self.reach[:, self.of.key_of_row[self.of.row[move]]]
+        of, following, moves, cut = self.of, self.of.following, [move], 0
+        row = int(np.flatnonzero(of.move_of_row == move)[0])
+        while state := int(of.placement.source[move]):
+            places = slice(*following.place_start[state : state + 2])
+            rows, next_moves = following.row_of_place[places], following.move_of_place[places]
+            ends = self.begin[rows] & self.stages.light(self.time / following.links(np.array([move]), next_moves))
+            reach = self.reach[:, of.key_of_row[row]]
             able = self.stages.bits(np.bitwise_or.reduce(ends, axis=0)) * _bit(reach, cut)
             cut = int(able.argmax())
-            move = int(self.of.into[state][_bit(ends, cut).argmax()])
+            at = int(_bit(ends, cut).argmax())
+            move, row = int(next_moves[at]), int(rows[at])
             moves.append(move)
         return moves
 
@@ -183,9 +175,12 @@ class _Try:
         of, stages = self.of, self.stages
         after, rest = np.array([stages.cuts.n - 1]), np.zeros(1)
         chosen: list[dict[int, int]] = []
+        rows = np.flatnonzero(np.isin(of.move_of_row, of.placement.like[moves]))
+        row_of = dict(zip(of.move_of_row[rows].tolist(), rows.tolist(), strict=True))
         for at, move in reversed(list(enumerate(moves))):
-            before = np.flatnonzero(stages.bits(self.begin[of.row[move]])) if at else np.zeros(1, dtype=np.int64)
-            key = of.keys[of.key_of_row[of.row[move]]]
+            row = row_of[int(of.placement.like[move])]
+            before = np.flatnonzero(stages.bits(self.begin[row])) if at else np.zeros(1, dtype=np.int64)
+            key = of.keys[of.key_of_row[row]]
             values = np.maximum(stages.device_seconds(key, after[:, None], before) / key[-1], rest[:, None])
             chosen.append(dict(zip(before.tolist(), after[values.argmin(axis=0)].tolist(), strict=True)))
             after, rest = before, values.min(axis=0)

@@ -290,7 +290,13 @@ class _Search:
 
 def grouped(keys: Ints, moves: Ints, n: int) -> list[Ints]:
     """The moves by key, each in ascending order."""
+    moves, start = by_key(keys, moves, n)
+    return np.split(moves, start[1:-1])
+
+
+def by_key(keys: Ints, moves: Ints, n: int) -> tuple[Ints, Ints]:
+    """Moves sorted by key, then in ascending order, and where those of each key begin; shape (n + 1,)."""
     keys = keys[moves]
     small = keys.astype(np.uint16) if n < 1 << 16 else keys  # these are sorted in linear time
     order = np.argsort(small, kind="stable")
-    return np.split(moves[order], np.searchsorted(keys[order], np.arange(1, n)))
+    return moves[order], np.searchsorted(keys[order], np.arange(n + 1))

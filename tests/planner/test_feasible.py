@@ -8,11 +8,12 @@ from planner.graphs import FAMILIES, random_profile
 from fxpipe.planner.constraints import Constraints
 from fxpipe.planner.cost_model import CostModel
 from fxpipe.planner.cuts import cut_sets, lattice, nested, pairs_of
+from fxpipe.planner.device_sets import all_sets
 from fxpipe.planner.feasible import Feasible
 from fxpipe.planner.graph import build_graph
 from fxpipe.planner.minimax import Limits, minimax
 from fxpipe.planner.numberings import numberings
-from fxpipe.planner.placement import all_sets, contiguous
+from fxpipe.planner.placement import contiguous
 from fxpipe.planner.profile import read_profile
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.stage_bits import Stages, words_of
