@@ -42,6 +42,7 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
     target, into = np.nonzero(fits.all(axis=2) & (n_devices > 0))
     source, out_of = _sorted_codes(topology, counts[states[target]] - counts[into], counts[into])
     source = state_of[source]
+    like, first_of = _first_of_each(source * len(counts) + out_of, len(states) * len(counts))
     links = _Links(topology, counts)
     own = np.zeros(len(counts))
     if model.serial_links:
@@ -61,6 +62,15 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
             group_of[renumbered] = group_of.copy()
         return found
 
+    def fewer(moves: Ints) -> Ints:
+        before, more = counts[states[source[moves]]], counts[out_of[moves]]
+        one_less = before[:, None] - np.eye(n_groups, dtype=np.int64)
+        some = (before > 0).nonzero()
+        states_less, sets = _sorted_codes(topology, one_less[some], more[some[0]])
+        found = np.full(before.shape, -1)
+        found[some] = first_of[state_of[states_less] * len(counts) + sets]
+        return found
+
     return Placement(
         source=source,
         target=target,
@@ -71,14 +81,16 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
         links=lambda a, b: links(out_of[a], into[b]),
         devices=devices,
         complete=not model.serial_links or len(topology.levels) == 1,
-        like=_first_of_each(source * len(counts) + out_of),
+        like=like,
+        fewer=fewer,
     )
 
 
-def _first_of_each(keys: Ints) -> Ints:
-    """For each key where the same one is first."""
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    return first[which]
+def _first_of_each(keys: Ints, n_keys: int) -> tuple[Ints, Ints]:
+    """For each place where its key is first, and for each key as well."""
+    first_of = np.empty(n_keys, dtype=np.int64)
+    first_of[keys[::-1]] = np.arange(len(keys))[::-1]
+    return first_of[keys], first_of
 
 
 def _sorted_codes(topology: Topology, before: Ints, more: Ints) -> tuple[Ints, Ints]:

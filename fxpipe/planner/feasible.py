@@ -101,6 +101,9 @@ class _Try:
         self.begin, self.reach = of.begin, of.reach
         self.stages.within(of.keys, self.time, self.reach)
         self.begin[:] = 0
+        self.new = self.begin
+        if of.following.fewer is not None:
+            self.new, self.begun = np.empty_like(self.begin), np.zeros((len(self.begin) + 1, self.begin.shape[1]), np.uint64)
         slack = SLACK * float(self.stages.cuts.compute[-1])
         self.in_time = self.stages.early(self.time * np.arange(of.n_devices + 1) + slack)
 
@@ -125,7 +128,7 @@ class _Try:
         if not len(pairs.rows):
             return pairs.rows, self.begin[:0]
         light = self.stages.light(self.time / pairs.links)
-        light &= self.begin[self.of.following.row_of_place[pairs.places]]
+        light &= self.new[self.of.following.row_of_place[pairs.places]]
         ends: Words = np.bitwise_or.reduceat(light, pairs.starts, axis=0)
         return pairs.rows, ends
 
@@ -136,8 +139,17 @@ class _Try:
             return following.kept[at]
         batch = following.batches[at]
         places = np.arange(*following.place_start[list(batch)])
-        known = self.begin[following.row_of_place[places]].any(axis=1)
+        if following.fewer is not None:
+            self._drop_begun(following.rows_into[slice(*following.into_start[list(batch)])], following.fewer)
+        known = self.new[following.row_of_place[places]].any(axis=1)
         return following.pairs(batch, places[known])
+
+    def _drop_begun(self, rows: Ints, fewer: Ints) -> None:
+        """Of where the stages of some rows may begin drops where they may with fewer devices taken: what goes before them
+        may then as well be left with more."""
+        begun = np.bitwise_or.reduce(self.begun[fewer[rows]], axis=1)
+        begin = self.begin[rows]
+        self.new[rows], self.begun[rows] = begin & ~begun, begin | begun
 
     def _enter(self, rows: Ints, ends: Words) -> None:
         """Where the stages of some rows may begin."""

@@ -38,6 +38,10 @@ class Following:
         self.row_of_place = row[placement.like[self.move_of_place]]
         self.batches = self._batches()
         n_pairs = int((np.diff(self.row_start) * np.diff(self.place_start)).sum())
+        self.rows_into, self.into_start = by_key(placement.target[self.move_of_row], np.arange(len(differ)), n_states)
+        self.fewer = None
+        if placement.fewer is not None and n_pairs > MOST_KEPT:
+            self.fewer = np.append(row, -1)[placement.fewer(self.move_of_row)]
         self.kept = [self.pairs(batch) for batch in self.batches] if n_pairs <= MOST_KEPT else None
 
     def _batches(self) -> list[tuple[int, int]]:
