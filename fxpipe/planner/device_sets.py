@@ -64,11 +64,12 @@ def all_sets(topology: Topology, model: CostModel) -> Placement:
 
     def fewer(moves: Ints) -> Ints:
         before, more = counts[states[source[moves]]], counts[out_of[moves]]
-        one_less = before[:, None] - np.eye(n_groups, dtype=np.int64)
-        some = (before > 0).nonzero()
-        states_less, sets = _sorted_codes(topology, one_less[some], more[some[0]])
+        move, group = before.nonzero()
+        one_less = before[move]
+        one_less[np.arange(len(move)), group] -= 1
+        states_less, sets = _sorted_codes(topology, one_less, more[move])
         found = np.full(before.shape, -1)
-        found[some] = first_of[state_of[states_less] * len(counts) + sets]
+        found[move, group] = first_of[state_of[states_less] * len(counts) + sets]
         return found
 
     return Placement(
@@ -138,18 +139,19 @@ class _Links:
     def __init__(self, topology: Topology, counts: Ints) -> None:
         self.replicas = np.maximum(counts.sum(axis=1), 1)
         self.seconds = 2 / topology.levels[0].bandwidth_bytes_per_second
-        self.shares: list[Floats] = []  # of each unit of a level, times the seconds of its uplink
+        of_levels = []
         shares = counts / self.replicas[:, None]
         for level in topology.levels[1:]:
-            self.shares += list(2 / level.bandwidth_bytes_per_second * shares.T)
+            of_levels.append(2 / level.bandwidth_bytes_per_second * shares.T)
             shares = shares.reshape(len(shares), -1, level.size).sum(axis=2)
+        self.shares = np.concatenate([*of_levels, np.zeros((1, len(counts)))])  # of each unit, times its uplink's seconds
 
     def __call__(self, before: Ints, after: Ints) -> Floats:
         """As the two broadcast."""
-        found: Floats = self.seconds / np.minimum(self.replicas[before], self.replicas[after])
-        for share in self.shares:
-            found = np.maximum(found, np.abs(share.take(before) - share.take(after)))
-        return found
+        before, after = np.broadcast_arrays(before, after)
+        apart = self.shares.take(before, axis=1) - self.shares.take(after, axis=1)
+        of_units: Floats = np.abs(apart, out=apart).max(axis=0)
+        return np.maximum(of_units, self.seconds / np.minimum(self.replicas[before], self.replicas[after]))
 
 
 def _first_devices(inner: int, row: Sequence[int]) -> list[int]:

@@ -39,6 +39,7 @@ MOST_MOVES = 1 << 16
 MOST_ROUNDS = 8  # of improvement
 MOST_IMPROVED = 1 << 21  # rounds x nodes x devices
 PRECISION = 1e-4
+ROUGH = 0.02  # what a placement must gain where all sets of devices are tried after it
 GAIN = 2e-3  # what another order must promise before it is searched on a large problem
 MOST_NUMBERED = 1 << 15  # nodes x devices for which other numberings of the devices are tried
 MOST_SMALL = 1 << 18  # nodes x devices (x stages, where their number is given)
@@ -114,13 +115,14 @@ class _Fastest:
     def _over_placements(self, cuts: CutSets, holds: Holds, complete: bool) -> None:
         """Over all ranges of devices, other numberings of them and, where that is quick, all sets; a good plan makes the
         rest quick. ``complete``: these are all cuts that there are."""
-        as_bits = self._as_bits(cuts)
+        as_bits, sets = self._as_bits(cuts), self._sets_affordable(cuts, holds)
         stages = Stages(cuts, holds, self.model, self.limits.memory_bytes) if as_bits else None
         pairs = None if as_bits else pairs_of(holds)
-        for placement in self._placements(as_bits, self._sets_affordable(cuts, holds)):
+        for placement in self._placements(as_bits, sets):
             below = np.inf if self.best is None else self.best.cost
             if stages is not None:
-                found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below)
+                least_gain = ROUGH if sets and not placement.complete else NEAR
+                found = Feasible(stages, placement, self.limits.max_replicas).search(self.bound, below, least_gain)
             elif pairs is not None:
                 found = minimax(cuts, pairs, placement, self.model, self.limits, below)
             if found is not None and found.cost < below:

@@ -20,6 +20,7 @@ from fxpipe.planner.stage_bits import Key, Stages, Words
 
 NEAR = 1e-9  # relative: the gain of the try that is the proof
 FIRST_GAIN = 0.02
+MOST_SMALL_STEPS = 3
 NARROW = 0.08  # relative: where a plan is likely the best, so that the next try is the proof
 LEAST_SECONDS = 1e-30
 ANY_SECONDS = 1e150
@@ -35,24 +36,27 @@ class Feasible:
             moves = moves[placement.replicas <= max_replicas]
         self.following = Following(placement, moves, stages.model.serial_links)
         self.move_of_row = self.following.move_of_row
-        self.keys, self.key_of_row = self._keys(self.move_of_row)
         self.n_devices = int(placement.taken.max())
+        self.keys, self.key_of_row = self._keys(self.move_of_row)
         self.devices_before = self.n_devices - placement.taken[self.move_of_row]
         n_words = stages.width // 64
         self.reach = np.zeros((stages.cuts.n, len(self.keys), n_words), dtype=np.uint64)
         self.begin = np.empty((len(self.move_of_row), n_words), dtype=np.uint64)
 
     def _keys(self, moves: Ints) -> tuple[list[Key], Ints]:
-        """What the work of a stage depends on, each once, and which of them each of some moves has."""
+        """What the work of a stage depends on, each once, those that differ in replicas alone side by side; and which of them
+        each of some moves has."""
         place, replicas = self.placement, self.placement.replicas[moves]
         own = place.own_link[moves] * replicas * self.stages.model.serial_links
         held = -(-place.taken[moves] // replicas) * (self.stages.stored is not None)
         number = np.zeros(len(moves), dtype=np.int64)
-        columns = (place.all_reduce[moves], own, held, replicas > 1, replicas)
-        for column in columns:
-            values, which = np.unique(column, return_inverse=True)
-            number = number * len(values) + which
+        for column in (place.all_reduce[moves], own, held):
+            if len(moves) and column.any():
+                values, which = np.unique(column, return_inverse=True)
+                number = number * len(values) + which
+        number = number * (self.n_devices + 1) + replicas
         _, first, key_of_move = np.unique(number, return_index=True, return_inverse=True)
+        columns = place.all_reduce[moves], own, held, replicas > 1, replicas
         return list(zip(*(column[first].tolist() for column in columns), strict=True)), key_of_move
 
     def _single_stage(self) -> Found | None:
@@ -68,21 +72,24 @@ class Feasible:
         cost = float(self.stages.device_seconds(key, np.array(cuts.n - 1), np.array(0)) / key[-1])
         return Found(cost, (0, cuts.n - 1), (int(moves[row]),)) if cost < inf else None
 
-    def search(self, low: float, best: float) -> Found | None:
+    def search(self, low: float, best: float, least_gain: float = NEAR) -> Found | None:
         """The fastest plan that takes less than ``best`` seconds, None where there is none; ``low`` is a time that none beats.
 
-        First a try just below the best: most placements are refused by it. While tries find plans, the steps grow. With
-        nothing to beat (``best`` infinite), bisection below a single stage or, where a limit forbids that, any plan.
+        First tries just below the best: most placements are refused by it. While more of them find plans, the steps grow. With
+        nothing to beat (``best`` infinite), bisection below a single stage or, where a limit forbids that, any plan. What is
+        found may be ``least_gain`` above the best.
         """
-        found, gain, low = None, 0.0, max(low, LEAST_SECONDS)
+        found, gain, low, n_found = None, 0.0, max(low, LEAST_SECONDS), 0
         if best == inf:
             found = self._single_stage() or _Try(self, ANY_SECONDS).run()
             best, gain = (-inf, 0.0) if found is None else (found.cost, 1.0)
-        while best > low * (1 + NEAR):
-            time = max(best * (1 - max(gain, NEAR)), (low * best) ** 0.5 if gain else 0.0)
+        while best > low * (1 + least_gain):
+            time = max(best * (1 - max(gain, least_gain)), (low * best) ** 0.5 if gain else 0.0)
             new = _Try(self, time).run()
             if new is not None and new.cost < best:
-                gain = max(FIRST_GAIN, 2 * (1 - new.cost / best), 2 * gain)
+                n_found += 1
+                if gain or n_found > MOST_SMALL_STEPS:
+                    gain = max(FIRST_GAIN, 2 * (1 - new.cost / best), 2 * gain)
                 found, best = new, new.cost
             elif gain:
                 low = time
@@ -102,6 +109,8 @@ class _Try:
         self.stages.within(of.keys, self.time, self.reach)
         self.begin[:] = 0
         self.new = self.begin
+        if of.following.kept is not None:
+            self.light = self._light(of.following.kept[0])
         if of.following.fewer is not None:
             self.new, self.begun = np.empty_like(self.begin), np.zeros((len(self.begin) + 1, self.begin.shape[1]), np.uint64)
         slack = SLACK * float(self.stages.cuts.compute[-1])
@@ -124,23 +133,31 @@ class _Try:
 
     def _ends(self, at: int) -> tuple[Ints, Words]:
         """The rows out of the states of a batch, and the cuts where the stage of each may end."""
-        pairs = self._pairs(at)
-        if not len(pairs.rows):
-            return pairs.rows, self.begin[:0]
-        light = self.stages.light(self.time / pairs.links)
-        light &= self.new[self.of.following.row_of_place[pairs.places]]
-        ends: Words = np.bitwise_or.reduceat(light, pairs.starts, axis=0)
-        return pairs.rows, ends
+        if self.of.following.kept is None:
+            pairs = self._pairs(at)
+            rows, starts, next_rows, light = pairs.rows, pairs.starts, pairs.next_rows, self._light(pairs)
+        else:
+            pairs, first_rows, firsts = self.of.following.kept
+            here, those = slice(*firsts[at : at + 2]), slice(*first_rows[at : at + 2])
+            rows, starts = pairs.rows[those], pairs.starts[those] - firsts[at]
+            next_rows, light = pairs.next_rows[here], self.light[here]
+        if not len(rows):
+            return rows, self.begin[:0]
+        ends: Words = np.bitwise_or.reduceat(light & self.new[next_rows], starts, axis=0)
+        return rows, ends
+
+    def _light(self, pairs: Follows) -> Words:
+        """For each pair the cuts that are light enough for the link."""
+        return self.stages.light(self.time / pairs.links)
 
     def _pairs(self, at: int) -> Follows:
         """Rows with places before a batch that a plan may come through."""
         following = self.of.following
-        if following.kept is not None:
-            return following.kept[at]
-        batch = following.batches[at]
-        places = np.arange(*following.place_start[list(batch)])
+        first, last = batch = following.batches[at]
         if following.fewer is not None:
-            self._drop_begun(following.rows_into[slice(*following.into_start[list(batch)])], following.fewer)
+            rows = following.rows_into[following.into_start[first] : following.into_start[last]]
+            self._drop_begun(rows, following.fewer)
+        places = np.arange(following.place_start[first], following.place_start[last])
         known = self.new[following.row_of_place[places]].any(axis=1)
         return following.pairs(batch, places[known])
 
