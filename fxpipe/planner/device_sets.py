@@ -110,16 +110,20 @@ def _sorted_codes(topology: Topology, before: Ints, more: Ints) -> tuple[Ints, I
 
 def _sorting(topology: Topology, before: Ints, more: Ints) -> Ints:
     """The groups of one pair of sets in the order of ``_sorted_codes``."""
-    order, base = np.arange(len(before))[:, None], topology.levels[0].size + 1
+    order: Ints = np.arange(len(before))[:, None]
+    base = topology.levels[0].size + 1
     for level in topology.levels[1:]:
         both = (before * base + more).reshape(-1, level.size)
         by = np.argsort(both, axis=1, kind="stable")
         both = np.take_along_axis(both, by, axis=1)
-        order = np.take_along_axis(order.reshape(len(both), level.size, -1), by[:, :, None], axis=1).reshape(len(both), -1)
+        order = np.take_along_axis(order.reshape(len(both), level.size, -1), by[:, :, None], axis=1).reshape(
+            len(both), -1
+        )
         digits = base ** np.arange(level.size)[::-1]
         before, more = (both // base) @ digits, (both % base) @ digits
         base **= level.size
-    return order[0]
+    first: Ints = order[0]
+    return first
 
 
 def _all_reduce_of_shapes(topology: Topology, model: CostModel, counts: Ints) -> Floats:
@@ -144,14 +148,16 @@ class _Links:
         for level in topology.levels[1:]:
             of_levels.append(2 / level.bandwidth_bytes_per_second * shares.T)
             shares = shares.reshape(len(shares), -1, level.size).sum(axis=2)
-        self.shares = np.concatenate([*of_levels, np.zeros((1, len(counts)))])  # of each unit, times its uplink's seconds
+        # Of each unit, times its uplink's seconds.
+        self.shares = np.concatenate([*of_levels, np.zeros((1, len(counts)))])
 
     def __call__(self, before: Ints, after: Ints) -> Floats:
         """As the two broadcast."""
         before, after = np.broadcast_arrays(before, after)
         apart = self.shares.take(before, axis=1) - self.shares.take(after, axis=1)
-        of_units: Floats = np.abs(apart, out=apart).max(axis=0)
-        return np.maximum(of_units, self.seconds / np.minimum(self.replicas[before], self.replicas[after]))
+        of_units = np.abs(apart, out=apart).max(axis=0)
+        seconds: Floats = np.maximum(of_units, self.seconds / np.minimum(self.replicas[before], self.replicas[after]))
+        return seconds
 
 
 def _first_devices(inner: int, row: Sequence[int]) -> list[int]:

@@ -112,9 +112,11 @@ class _Try:
         if of.following.kept is not None:
             self.light = self._light(of.following.kept[0])
         if of.following.fewer is not None:
-            self.new, self.begun = np.empty_like(self.begin), np.zeros((len(self.begin) + 1, self.begin.shape[1]), np.uint64)
+            self.new = np.empty_like(self.begin)
+            self.begun = np.zeros((len(self.begin) + 1, self.begin.shape[1]), np.uint64)
         slack = SLACK * float(self.stages.cuts.compute[-1])
-        self.in_time = self.stages.early(self.time * np.arange(of.n_devices + 1) + slack)
+        devices: Floats = np.arange(of.n_devices + 1, dtype=np.float64)
+        self.in_time = self.stages.early(self.time * devices + slack)
 
     def run(self) -> Found | None:
         """The plan with the best cuts for the devices of the first one that is quick enough; None where there is none."""

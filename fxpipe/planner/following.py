@@ -49,7 +49,9 @@ class Following:
             self.kept = self._all_pairs()
         elif placement.fewer is not None:
             self.fewer = np.append(row, -1)[placement.fewer(self.move_of_row)]
-            self.rows_into, self.into_start = by_key(placement.target[self.move_of_row], np.arange(len(differ)), n_states)
+            self.rows_into, self.into_start = by_key(
+                placement.target[self.move_of_row], np.arange(len(differ)), n_states
+            )
 
     def _batches(self) -> list[tuple[int, int]]:
         place, n = self.placement, self.placement.n_states

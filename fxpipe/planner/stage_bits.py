@@ -36,7 +36,7 @@ class Stages:
         self.holds = holds
         self.stored = None if memory_bytes is None else cuts.parameters + cuts.activations
         self.light, self.early = UpTo(cuts.crossing), UpTo(cuts.compute)
-        self.least: dict[tuple[float, float], AtLeast] = {}
+        self.least: dict[tuple[float, float, float], AtLeast] = {}
         self.allowed: dict[tuple[float, bool], Words] = {}
 
     def device_seconds(self, key: Key, after: Ints, before: Ints) -> Floats:
@@ -44,7 +44,8 @@ class Stages:
         where there is no such stage or a limit forbids it."""
         all_reduce, own_link, held, replicated, _ = key
         cuts = self.cuts
-        compute, bytes_reduced = cuts.compute[after] - cuts.compute[before], cuts.parameters[after] - cuts.parameters[before]
+        compute = cuts.compute[after] - cuts.compute[before]
+        bytes_reduced = cuts.parameters[after] - cuts.parameters[before]
         both = np.maximum if self.model.overlap_all_reduce else np.add
         work: Floats = both(compute, all_reduce * bytes_reduced)
         if own_link:
@@ -64,7 +65,9 @@ class Stages:
             seconds = time * np.array([key[-1] for key in group])
             end, allowed = at + len(seconds), self._allowed(held, replicated)[:, None]
             if self.model.overlap_all_reduce:
-                words = self._in_time(0.0, own_link, seconds) & self._in_time(all_reduce, own_link, seconds, compute=0.0)
+                words = self._in_time(0.0, own_link, seconds) & self._in_time(
+                    all_reduce, own_link, seconds, compute=0.0
+                )
             else:
                 words = self._in_time(all_reduce, own_link, seconds)
             np.bitwise_and(words, allowed, out=found[:, at:end])

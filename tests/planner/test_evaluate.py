@@ -8,8 +8,8 @@ import pytest
 
 from fxpipe.errors import OptionError, VerifyError
 from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
-from fxpipe.planner.evaluate import evaluate
 from fxpipe.planner.device_sets import all_sets
+from fxpipe.planner.evaluate import evaluate
 from fxpipe.planner.plan import read_stages
 from fxpipe.planner.profile import read_profile
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
