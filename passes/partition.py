@@ -135,10 +135,10 @@ class PartitionStages(Pass):
         if chain.apart:
             yield "keeps the stage hints apart"
         if chain.alone:
-            first, more = rules.nodes[chain.alone[0]].name, len(chain.alone) - 1
+            names = [rules.nodes[place].name for place in chain.alone]
             yield (
-                f"has what updates buffers ({first}, and {more} more nodes) in stages of one rank, for a replica sees only its "
-                "own microbatches (eval mode updates none)"
+                f"has what updates buffers ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) in stages of one rank, "
+                "for a replica sees only its own microbatches (eval mode updates none)"
             )
         if self.memory_bytes is not None:
             yield f"keeps to {format_bytes(self.memory_bytes)} a rank"

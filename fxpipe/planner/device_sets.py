@@ -116,9 +116,8 @@ def _sorting(topology: Topology, before: Ints, more: Ints) -> Ints:
         both = (before * base + more).reshape(-1, level.size)
         by = np.argsort(both, axis=1, kind="stable")
         both = np.take_along_axis(both, by, axis=1)
-        order = np.take_along_axis(order.reshape(len(both), level.size, -1), by[:, :, None], axis=1).reshape(
-            len(both), -1
-        )
+        order = order.reshape(len(both), level.size, -1)
+        order = np.take_along_axis(order, by[:, :, None], axis=1).reshape(len(both), -1)
         digits = base ** np.arange(level.size)[::-1]
         before, more = (both // base) @ digits, (both % base) @ digits
         base **= level.size

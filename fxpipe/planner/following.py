@@ -28,7 +28,8 @@ class Following:
     the state that they lead to. ``batches``: consecutive states, the first and one after the last, with no move between.
 
     ``kept``: the pairs of all states together, where they are few, with the first row and the first pair of each batch and
-    the ends of the last. ``fewer``: see ``Placement``; in rows.
+    the ends of the last. ``fewer``: see ``Placement``; in rows,
+    which ``rows_into`` has by the state that they lead to, those into state s from ``into_start[s]`` on.
     """
 
     def __init__(self, placement: Placement, moves: Ints, serial_links: bool) -> None:
@@ -49,9 +50,8 @@ class Following:
             self.kept = self._all_pairs()
         elif placement.fewer is not None:
             self.fewer = np.append(row, -1)[placement.fewer(self.move_of_row)]
-            self.rows_into, self.into_start = by_key(
-                placement.target[self.move_of_row], np.arange(len(differ)), n_states
-            )
+            leads_to = placement.target[self.move_of_row]
+            self.rows_into, self.into_start = by_key(leads_to, np.arange(len(differ)), n_states)
 
     def _batches(self) -> list[tuple[int, int]]:
         place, n = self.placement, self.placement.n_states

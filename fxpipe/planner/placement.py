@@ -24,7 +24,7 @@ class Placement:
     that crosses, were nothing shared with the neighbour). ``links(moves, next moves)``: seconds for each byte that crosses
     between a stage and the one after it, as the two broadcast. ``like``: the first move that is the same but for
     the numbers of the machines, with all that may follow. ``complete``: no other placement can be better.
-    ``fewer(moves)``, shape (n moves, k): the first moves that give a stage the same devices after fewer are taken, -1 for
+    ``fewer(moves)``, shape (n moves, k): the first moves that give a stage the same devices after one less is taken, -1 for
     none; None: not known.
     """
 

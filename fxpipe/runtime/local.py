@@ -21,6 +21,9 @@ class LocalPipe(Pipe):
         )
         self._engine = LocalEngine(self.runners, spec.schedule)
 
+    def synchronize_model(self) -> None:
+        """Nothing to do."""
+
     def _run(self, microbatches: list[dict[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:
         losses = self._engine.step(microbatches, loss_grad)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))

@@ -1,5 +1,6 @@
 """Pipe: a plan ready to train. ``loss = pipe.step(*inputs)`` leaves gradients on the model's own parameters."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class PipeSpec:
         return StageRunner(self.stages.stages[stage], model, self.constants, self.compiler, separate)
 
 
-class Pipe:
+class Pipe(ABC):
     """Common to both ways of running: takes a step's inputs apart and puts the losses together."""
 
     def __init__(self, spec: PipeSpec, model: nn.Module) -> None:
@@ -102,11 +103,13 @@ class Pipe:
         mine = {id(every[b.name]) for r in self.runners for b in r.graphs.forward.inputs if b.kind == "parameter"}
         yield from ((name, p) for name, p in self.model.named_parameters() if id(p) in mine)
 
+    @abstractmethod
     def synchronize_model(self) -> None:
         """Brings every parameter and buffer of the model up to date in this process (nothing to do in one process)."""
 
+    @abstractmethod
     def _run(self, microbatches: list[dict[str, Tensor]], loss_grad: Tensor) -> list[Tensor]:
-        raise NotImplementedError
+        """One step over all microbatches: the loss of each, in order, on every rank."""
 
     def _combine(self, losses: list[Tensor]) -> Tensor:
         total = torch.stack(losses).sum()

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from planner.brute_force import best_time
 from planner.graphs import FAMILIES, random_profile
 
+from fxpipe.planner import following
 from fxpipe.planner.constraints import Constraints
-from fxpipe.planner.cost_model import CostModel
+from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
 from fxpipe.planner.cuts import cut_sets, lattice, nested, pairs_of
-from fxpipe.planner.device_sets import all_sets
+from fxpipe.planner.device_sets import all_sets, n_moves_of_sets
 from fxpipe.planner.feasible import Feasible
 from fxpipe.planner.graph import build_graph
 from fxpipe.planner.minimax import Limits, minimax
@@ -17,7 +19,7 @@ from fxpipe.planner.placement import contiguous
 from fxpipe.planner.profile import read_profile
 from fxpipe.planner.ranges import Ranges, numbers_of_copies
 from fxpipe.planner.stage_bits import Stages, words_of
-from fxpipe.planner.topology import parse_topology
+from fxpipe.planner.topology import parse_topology, topology_dict
 
 TOPOLOGIES = ["5@20B/s", "2@30B/s x 2@5B/s", "2@30B/s x 4@5B/s", "2@30B/s x 2@10B/s x 2@5B/s"]
 MODELS = [
@@ -50,8 +52,9 @@ def placements(topology, model):
     st.sampled_from([None, 0.3, 0.8]),
     st.sampled_from([None, 2]),
     st.booleans(),
+    st.booleans(),
 )
-def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, memory, max_replicas, single):
+def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, memory, max_replicas, single, large):
     cuts, holds = cuts_of(data, [data["nodes"][0]["id"]] if single else [])
     if cuts.n > 150:
         return
@@ -60,7 +63,11 @@ def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, me
     for placement in placements(parse_topology(text), model):
         best = minimax(cuts, pairs_of(holds), placement, model, limits)
         stages = Stages(cuts, holds, model, limits.memory_bytes)
-        tries = Feasible(stages, placement, max_replicas)
+        with pytest.MonkeyPatch.context() as patch:
+            if large:  # pairs of moves made in each try, without those that another makes needless
+                patch.setattr(following, "MOST_KEPT", -1)
+            tries = Feasible(stages, placement, max_replicas)
+            assert (tries.following.kept is None) == large
         if best is None:
             assert tries.search(0.0, 1e9) is None
             assert tries.search(0.0, np.inf) is None
@@ -73,6 +80,51 @@ def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, me
         assert len(found.cuts) == len(found.moves) + 1
         assert sorted(sum(placement.devices(found.moves), ())) == sorted(set(sum(placement.devices(found.moves), ())))
         assert tries.search(0.0, best.cost * (1 - 1e-8)) is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(FAMILIES),
+    st.sampled_from([(3, "2@30B/s x 3@5B/s"), (2, "2@30B/s x 2@10B/s x 2@5B/s"), (5, "2@30B/s x 2@5B/s")]),
+    st.sampled_from([None, 0.4, 0.9]),
+)
+def test_any_sets_of_devices_are_tried(seed, family, size, memory):
+    """Against every plan there is, with pairs of moves made in each try."""
+    n, text = size
+    data, topology = random_profile(seed, family, n), topology_dict(parse_topology(text))
+    stored = sum(node["output_bytes"] + node["parameter_bytes"] for node in data["nodes"])
+    topology["memory_bytes"] = None if memory is None else int(memory * stored) + 1
+    cuts, holds = cuts_of(data)
+    stages = Stages(cuts, holds, CostModel(), topology["memory_bytes"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(following, "MOST_KEPT", -1)
+        found = Feasible(stages, all_sets(parse_topology(text), CostModel())).search(0.0, np.inf)
+    assert (np.inf if found is None else found.cost) == pytest.approx(best_time(data, topology))
+
+
+@pytest.mark.parametrize("text", ["3@2B/s", "2@10B/s x 3@1B/s", "2@7B/s x 2@5B/s x 2@1B/s", "1@7B/s x 3@5B/s x 2@1B/s"])
+def test_sets_that_differ_in_numbers_alone_are_listed_once(text):
+    """The number in closed form, and stages on disjoint devices of the sizes that the moves say."""
+    topology = parse_topology(text)
+    placement = all_sets(topology, CostModel())
+    n_states = len(np.unique(placement.source)) + 1  # with the state of all devices taken
+    assert len(np.unique(placement.like)) == n_moves_of_sets(topology)[1] - n_states
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        path, state = [], 0
+        while len(out := np.flatnonzero(placement.source == state)):
+            path.append(int(rng.choice(out)))
+            state = int(placement.target[path[-1]])
+        devices = placement.devices(path)
+        assert [len(of) for of in devices] == placement.replicas[path].tolist()
+        assert sorted(sum(devices, ())) == list(range(topology.n_devices))
+        for at, move in enumerate(path):
+            shared = CostModel().all_reduce_seconds_per_byte(topology, devices[at])
+            assert placement.all_reduce[move] == pytest.approx(shared)
+            if at:
+                link = max(link_seconds_per_byte(topology, devices[at], devices[at - 1]))
+                assert placement.links(np.array([move]), np.array([path[at - 1]])) == pytest.approx(link)
 
 
 def test_bits_come_back_from_words():
