@@ -12,6 +12,7 @@ from fxpipe.planner.cost_model import CostModel, link_seconds_per_byte
 from fxpipe.planner.cuts import cut_sets, lattice, nested, pairs_of
 from fxpipe.planner.device_sets import all_sets, n_moves_of_sets
 from fxpipe.planner.feasible import Feasible
+from fxpipe.planner.following import Following
 from fxpipe.planner.graph import build_graph
 from fxpipe.planner.minimax import Limits, minimax
 from fxpipe.planner.numberings import numberings
@@ -82,7 +83,7 @@ def test_the_search_finds_the_best_plan_of_every_placement(data, text, model, me
         assert tries.search(0.0, best.cost * (1 - 1e-8)) is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(FAMILIES),
@@ -125,6 +126,23 @@ def test_sets_that_differ_in_numbers_alone_are_listed_once(text):
             if at:
                 link = max(link_seconds_per_byte(topology, devices[at], devices[at - 1]))
                 assert placement.links(np.array([move]), np.array([path[at - 1]])) == pytest.approx(link)
+
+
+@pytest.mark.parametrize("text", ["2@30B/s x 3@5B/s", "2@30B/s x 2@10B/s x 2@5B/s"])
+def test_what_may_be_left_out_gives_a_stage_the_same_devices_with_one_less_taken(text, monkeypatch):
+    monkeypatch.setattr(following, "MOST_KEPT", -1)
+    placement = all_sets(parse_topology(text), CostModel())
+    found = Following(placement, np.arange(placement.n), serial_links=False)
+    assert found.fewer is not None
+    of_row = {
+        name: getattr(placement, name)[found.move_of_row] for name in ("source", "replicas", "taken", "all_reduce")
+    }
+    assert ((found.fewer >= 0).any(axis=1) == (of_row["source"] > 0)).all()
+    rows, at = np.nonzero(found.fewer >= 0)
+    less = found.fewer[rows, at]
+    assert (of_row["taken"][less] == of_row["taken"][rows] - 1).all()
+    assert (of_row["replicas"][less] == of_row["replicas"][rows]).all()
+    assert (of_row["all_reduce"][less] == of_row["all_reduce"][rows]).all()
 
 
 def test_bits_come_back_from_words():
