@@ -44,7 +44,7 @@ bench-formats: $(READY)  ## signal to noise of every kind of format, beside othe
 bench-quality: $(READY)  ## gradients of whole models, and training, with compressed saves, against their figures
 	OMP_NUM_THREADS=1 $(BIN)/python tools/bench_quality.py --check
 
-bench-planner: $(READY)  ## measure how good and how quick the planner is (about twenty minutes)
+bench-planner: $(READY)  ## measure how good and how quick the planner is (about twelve minutes)
 	for bench in planner pipedream prediction; do OMP_NUM_THREADS=1 $(BIN)/python tools/bench_$$bench.py --check || failed=1; done; exit $${failed:-0}
 
 clean:  ## remove .venv and every cache
