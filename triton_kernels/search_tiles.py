@@ -47,10 +47,15 @@ def searched(a, b, code, lowest_code, gone, level_ptr, C: tl.constexpr):
         tried = _candidate(magnitude, C.search[i], lowest_code, C)
         inverses = inverses + (for_runs(reciprocal(tried + sign, 0 if C.codebook else 4, C), N, C),)
     totals, counts = _errors_of_runs(a, b, inverses, level_ptr, C)
+    total = sums_of_runs(totals[0], N, C)
+    if C.packs:  # as sums are never negative; what depends on codes is not kept until here, but made again
+        code = code | (total >> 31)
+        magnitude = code & C.scale_nan
+        sign = code - magnitude
     lowest = _candidate(magnitude, _lowest_offset(C), lowest_code, C)
     too_much = _of_zeros(counts, gone, N, level_ptr, C)
     best = magnitude
-    least = _weighted(sums_of_runs(totals[0], N, C) - too_much, magnitude, lowest, C)
+    least = _weighted(total - too_much, magnitude, lowest, C)
     for i in tl.static_range(1, len(C.search)):
         tried = _candidate(magnitude, C.search[i], lowest_code, C)
         error = _weighted(sums_of_runs(totals[i], N, C) - too_much, tried, lowest, C)
