@@ -116,7 +116,9 @@ def _fits(thresholds: Thresholds, first: Ramp, second: Ramp | None, degree: int)
 
     before, behind = rows(below), rows(below + 1)
     middle, across = (before + behind) / 2, (behind - before) / 2
-    room = np.append(np.gradient(aim, np.append(below, 2 * below[-1] - below[-2] if len(below) > 1 else 256))[:-1] / 2, 0.49)
+    room = np.append(
+        np.gradient(aim, np.append(below, 2 * below[-1] - below[-2] if len(below) > 1 else 256))[:-1] / 2, 0.49
+    )
     weights = np.full(len(aim), 1 / len(aim))
     for _ in range(_ROUNDS):
         root = np.sqrt(weights) / room

@@ -84,21 +84,39 @@ def by_polynomial(bits, reciprocal, C: tl.constexpr):
     x = bits.to(tl.float32, bitcast=True)
     if not C.unsigned and not C.scale_signed:
         x = magnitude(bits) if C.packs and C.width < 5 else tl.abs(x)  # wider ones would not fit into the registers
-    u = _ramp(tl.fma(x, reciprocal, _ROUND), C.ramp[0], C.ramp[1])
-    v = _ramp(u, C.knee[0], C.knee[1]) if len(C.knee) > 0 else u
+    u = _ramp(_multiply_add(x, reciprocal, _ROUND, C), C.ramp[0], C.ramp[1], C)
+    v = _ramp(u, C.knee[0], C.knee[1], C) if len(C.knee) > 0 else u
     index = tl.full(u.shape, C.polynomial[-1], tl.float32)
     for i in tl.static_range(len(C.polynomial) - 1):
-        index = tl.fma(index, v, C.polynomial[len(C.polynomial) - 2 - i])
-    code = tl.fma(index, u, _ROUND).to(tl.int32, bitcast=True)
+        index = _multiply_add(index, v, C.polynomial[len(C.polynomial) - 2 - i], C)
+    code = _multiply_add(index, u, _ROUND, C).to(tl.int32, bitcast=True)
     if C.unsigned:  # 0 for zeros alone
         code = tl.maximum(tl.minimum(code + (1 - _ROUND_BITS), bits), 0)
     return code.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def _ramp(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr):
-    """One instruction, which clips its result."""
-    return tl.minimum(tl.maximum(tl.fma(x, SLOPE, OFFSET), 0.0), 1.0)
+def _ramp(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr, C: tl.constexpr):
+    """One instruction, which clips its result; on NVIDIA by name, as those for pairs since sm_100 cannot."""
+    if C.packs:
+        slope, offset = tl.full([1, 1], SLOPE, tl.float32), tl.full([1, 1], OFFSET, tl.float32)
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, $3;", "=r,r,r,r", [x, slope, offset], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.minimum(tl.maximum(tl.fma(x, SLOPE, OFFSET), 0.0), 1.0)
+
+
+@triton.jit
+def _multiply_add(x, y, SUMMAND: tl.constexpr, C: tl.constexpr):
+    """Behind a search one by one: pairs of registers, since sm_100, would not fit."""
+    if C.packs and len(C.search) > 0:
+        summand = tl.full([1, 1], SUMMAND, tl.float32)
+        return tl.inline_asm_elementwise(
+            "fma.rn.f32 $0, $1, $2, $3;", "=r,r,r,r", [x, y, summand], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.fma(x, y, SUMMAND)
 
 
 @triton.jit
