@@ -6,7 +6,7 @@ Compiles each kernel ahead of time and counts the machine code. Nothing is measu
 memory and the share of peak are a model (``Device``). With ``--check`` it exits with 1 where a kernel misses its budget
 on sm_90; on any target, where it spills or uses shared memory or a barrier; on any of NVIDIA, where values go by less
 than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` have no budget for counts; that of
-``+search``, and of more than one outlier (128 registers too), is what it took when it was written.
+``+search``, of norms, and of more than one outlier (128 registers too), is what it took when it was written.
 
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
@@ -399,19 +399,21 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--format", action="append", help="these formats, in bfloat16, instead of the usual selection")
     parser.add_argument("--all", action="store_true", help="every width, block, option and dtype")
+    parser.add_argument("--norms", action="store_true", help="norms alone")
     parser.add_argument("--numel", type=int, default=FULL, help="values of the tensor (default: 2^20)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a kernel misses its budget")
     options = parser.parse_args()
     chosen = [(BFPFormat.parse(text), "bfloat16") for text in options.format or ()] or selection(options.all)
+    chosen = [] if options.norms else chosen
     reports = {
         target: [report(target, kind, fmt, dtype, options.numel) for fmt, dtype in chosen for kind in launch.KERNELS]
         for target in options.target or TARGETS
     }
-    fused_too = not options.format and options.numel == FULL
+    fused_too = not options.format and not options.norms and options.numel == FULL
     of_fused = {target: fused_reports(target) for target in reports if fused_too and target in DEVICES}
     for target in reports:
-        if fused_too and target not in DEVICES:  # the others' are compared below
+        if options.norms or (fused_too and target not in DEVICES):  # the others' are compared below
             reports[target] += norm_reports(target)
     everything = [made for group in (reports, of_fused) for of_target in group.values() for made in of_target]
     if options.json:
