@@ -178,7 +178,7 @@ def compress_tile(
         store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
     counter = (first_group + numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
-    if C.packs:
+    if C.packs and FULL:
         low, high = encode_in_turn(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
     else:
         low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)

@@ -191,7 +191,7 @@ def _is_tight_to_compress(c: Codec, architecture: int) -> bool:
     """As compiled for blocks of every size."""
     if len(c.search) > 0:
         return architecture >= 100 and c.codebook and c.unsigned and _registers(c) == _REGISTERS
-    return c.dtype == FLOAT32 or (architecture >= 100 and c.codebook and c.block < 32)
+    return c.dtype == FLOAT32 or (architecture >= 100 and c.codebook and (c.block < 32 or c.width == 5))
 
 
 def _is_tight_to_decompress(c: Codec, architecture: int) -> bool:
