@@ -112,7 +112,8 @@ def _fits(thresholds: Thresholds, first: Ramp, second: Ramp | None, degree: int)
 
     def rows(n: _Floats) -> _Floats:
         u = np.append(first(ROUND + n), 1)
-        return u[:, None] * np.vander(second(u) if second else u, degree, increasing=True)
+        powers: _Floats = np.vander(second(u) if second else u, degree, increasing=True)
+        return u[:, None] * powers
 
     before, behind = rows(below), rows(below + 1)
     middle, across = (before + behind) / 2, (behind - before) / 2
