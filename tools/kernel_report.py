@@ -6,7 +6,7 @@ Compiles each kernel ahead of time and counts the machine code. Nothing is measu
 memory and the share of peak are a model (``Device``). With ``--check`` it exits with 1 where a kernel misses its budget
 on sm_90; on any target, where it spills or uses shared memory or a barrier; on any of NVIDIA, where values go by less
 than 128 bits or it takes more than 40 registers. ``+dither`` and ``:learned`` have no budget for counts; that of
-``+search``, and of more than one outlier (128 registers too), is what it took when it was written.
+``+search``, of norms, and of more than one outlier (128 registers too), is what it took when it was written.
 
 "accessed" is what the threads ask for, "least" what must be moved: several threads load the exponent of one block, and
 of those that count as storing it all but one are switched off. Sizes with a last tile that is not full compile a
@@ -60,6 +60,13 @@ NORMS = {
     "sum, rms norm": norm_launch.Norm("rms", 1e-6, 1024, ("residual", "weight")),
     "dropout, sum, layer norm": norm_launch.Norm("layer", 1e-5, 1024, ("residual", "mask", "weight", "bias"), 1 / 0.9),
 }
+NORM_BUDGETS = {
+    "sum, layer norm": {"none": (15, 72), "input": (21.5, 100), "both": (28.7, 98)},
+    "sum, rms norm": {"none": (11.4, 62), "input": (18.3, 66), "both": (25.4, 66)},
+    "dropout, sum, layer norm": {"none": (23, 72), "input": (29.7, 128), "both": (36.7, 100)},
+}
+"""What is stored; instructions a value and registers, as measured on sm_90: a warp holds a row, 32 values a thread."""
+
 NVIDIA_BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 MANY_REGISTERS = 128  # of a thread that looks for several outliers of a block, as measured
 FULL = 1 << 20  # a size of full tiles
@@ -131,7 +138,7 @@ class Report:
 def report(target: str, kind: launch.Kind, fmt: BFPFormat, dtype: str, numel: int = FULL) -> Report:
     """Compile one kernel for tensors of ``numel`` values, and count."""
     compiled = launch.compile_for(TARGETS[target], kind, fmt, dtype, numel)
-    made = _counted(compiled, target, kind, str(fmt), dtype, ITEMSIZE[dtype] + fmt.bits_per_value / 8)
+    made = _counted(compiled, target, kind, str(fmt), dtype, ITEMSIZE[dtype] + fmt.bits_per_value / 8, launch.TILE)
     return replace(made, shortfalls=tuple(_shortfalls(made, fmt, full=numel % launch.TILE == 0)))
 
 
@@ -146,27 +153,30 @@ def fused_reports(target: str) -> list[Report]:
                 n_tensors = 2 if producer in fused.ACTIVATIONS else 3
                 bytes_per_value = n_tensors * ITEMSIZE[dtype] + (fmt.bits_per_value / 8 if stored != "none" else 0)
                 text = f"{fmt}, {stored}" if stored != "none" else ""
-                made.append(_counted(compiled, target, producer, text, dtype, bytes_per_value))
-    made += _norm_reports(target, BFPFormat.parse(FUSED_FORMAT))
-    return [replace(m, shortfalls=tuple(_memory_shortfalls(m))) for m in made]
+                made.append(_counted(compiled, target, producer, text, dtype, bytes_per_value, launch.TILE))
+    return [replace(m, shortfalls=tuple(_memory_shortfalls(m))) for m in made] + norm_reports(target)
 
 
-def _norm_reports(target: str, fmt: BFPFormat) -> list[Report]:
+def norm_reports(target: str) -> list[Report]:
     """Norms of sums over rows of 1024 values, one a warp, in bfloat16; likewise."""
-    made = []
+    made, fmt = [], BFPFormat.parse(FUSED_FORMAT)
     for name, norm in NORMS.items():
-        for stored in ("none", "input", "both"):
+        for stored, budget in NORM_BUDGETS[name].items():
             compiled = norm_launch.compile_norm_for(TARGETS[target], norm, stored, fmt, "bfloat16", FULL // norm.width)
             n_stored = {"none": 0, "input": 1, "both": 2}[stored]
             mask = 9 / 8 if "mask" in norm.has else 0  # a byte is read, a bit written
             bytes_per_value = 8 + mask + n_stored * fmt.bits_per_value / 8
             text = f"{fmt}, {stored}" if stored != "none" else ""
-            made.append(_counted(compiled, target, name, text, "bfloat16", bytes_per_value))
+            one = _counted(compiled, target, name, text, "bfloat16", bytes_per_value, norm.width)
+            made.append(replace(one, shortfalls=tuple(_memory_shortfalls(one) + _norm_shortfalls(one, *budget))))
     return made
 
 
-def _counted(compiled: Any, target: str, kind: str, fmt: str, dtype: str, bytes_per_value: float) -> Report:
-    values_per_thread = launch.TILE / (launch.N_WARPS * TARGETS[target].warp_size)
+def _counted(
+    compiled: Any, target: str, kind: str, fmt: str, dtype: str, bytes_per_value: float, values: int
+) -> Report:
+    """``values``: those of a program."""
+    values_per_thread = values / (compiled.metadata.num_warps * TARGETS[target].warp_size)
     count = _count_amd if target.startswith("gfx") else _count_nvidia
     ops, registers, spills, shared_bytes = count(compiled)
     pipes = Counter({"issue": len(ops)})
@@ -201,6 +211,12 @@ def _memory_shortfalls(made: Report) -> list[str]:
     if made.spills or made.shared_bytes or made.barriers:
         return [f"{made.spills} spills, {made.shared_bytes} bytes shared, {made.barriers} barriers; must be none"]
     return []
+
+
+def _norm_shortfalls(made: Report, instructions: float, registers: int) -> list[str]:
+    if made.target != "sm_90" or (made.instructions <= instructions and made.registers <= registers):
+        return []
+    return [f"{made.instructions:.2f} instructions, {made.registers} registers, budget {instructions} and {registers}"]
 
 
 def _shortfalls(made: Report, fmt: BFPFormat, full: bool) -> list[str]:
@@ -383,17 +399,22 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--format", action="append", help="these formats, in bfloat16, instead of the usual selection")
     parser.add_argument("--all", action="store_true", help="every width, block, option and dtype")
+    parser.add_argument("--norms", action="store_true", help="norms alone")
     parser.add_argument("--numel", type=int, default=FULL, help="values of the tensor (default: 2^20)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a kernel misses its budget")
     options = parser.parse_args()
     chosen = [(BFPFormat.parse(text), "bfloat16") for text in options.format or ()] or selection(options.all)
+    chosen = [] if options.norms else chosen
     reports = {
         target: [report(target, kind, fmt, dtype, options.numel) for fmt, dtype in chosen for kind in launch.KERNELS]
         for target in options.target or TARGETS
     }
-    fused_too = not options.format and options.numel == FULL
+    fused_too = not options.format and not options.norms and options.numel == FULL
     of_fused = {target: fused_reports(target) for target in reports if fused_too and target in DEVICES}
+    for target in reports:
+        if options.norms or (fused_too and target not in DEVICES):  # the others' are compared below
+            reports[target] += norm_reports(target)
     everything = [made for group in (reports, of_fused) for of_target in group.values() for made in of_target]
     if options.json:
         print(json.dumps([asdict(made) for made in everything], indent=1))

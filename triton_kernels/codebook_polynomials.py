@@ -1,22 +1,56 @@
-"""The index of the nearest level as a rounded polynomial of the value: some multiplies and adds, and no comparison.
+"""The index of the nearest level as a rounded curve of the value: some multiplies and adds, and no comparison.
 
-Imports neither torch nor triton. The polynomial is fitted to the thresholds between levels and is used only if it is
-right for every n of the grid, with room for the rounding of float32.
+Imports neither torch nor triton. Of a value's n on the grid two instructions make u, which is 0 at the first level and 1 at
+the last; where a processor has a multiply-add that clips its result to 0 .. 1, they are one. The index is u times a
+polynomial, rounded: of u, or of another such ramp v, which is 0 before a knee, so that the curve may bend there. It is
+fitted to the thresholds between levels, and used only if it is right for every n of the grid.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 _Floats = NDArray[np.float64]
-_MOST_DEGREES = 8
-_ROOM = 1e-3
-_ROUNDS = 30
-_SLACKS = (4.0, 20.0, 100.0, 1e6)
-"""How little the ends of the grid count, against thresholds."""
+ROUND = 12582912
+"""1.5 * 2^23: what is added to it is rounded to a whole number."""
+
+_MOST_DEGREES = 7
+_ROOM = 1e-4
+_ROUNDS = 60
+_ENDS = (1, 2, 4, 6, 9, 13, 19)
+_STARTS = tuple(i / 16 for i in range(-2, 16))
+_KNEES = (0.2, 0.3, 0.4, 0.5)
+
+
+class Ramp(NamedTuple):
+    """min(max(x * slope + offset, 0), 1), of two float32."""
+
+    slope: float
+    offset: float
+
+    def __call__(self, x: _Floats) -> _Floats:
+        return _float32(x * self.slope + self.offset).clip(0, 1)
+
+
+class Curve(NamedTuple):
+    """u = first(1.5 * 2^23 + n), v = second(u) if there is one, else u; the index is u * (c[0] + c[1] * v + ...), rounded."""
+
+    first: Ramp
+    second: Ramp | None
+    coefficients: tuple[float, ...]
+
+    def values(self, n: _Floats) -> _Floats:
+        """What is rounded, for each n, in float32's arithmetic."""
+        u = self.first(ROUND + n)
+        v = self.second(u) if self.second else u
+        value = np.full_like(u, self.coefficients[-1])
+        for coefficient in self.coefficients[-2::-1]:
+            value = _float32(value * v + coefficient)
+        return u * value
 
 
 @dataclass(frozen=True)
@@ -27,76 +61,74 @@ class Thresholds:
     least: int
     greatest: int
 
-    def serve(self, origin: int, coefficients: _Floats) -> bool:
-        """Whether the polynomial rounds to how many thresholds n exceeds.
-
-        Above the last threshold it may come to more, and for ``least`` < 0 below the first to less.
-        """
+    def serve(self, curve: Curve) -> bool:
+        """Whether the curve rounds to how many thresholds n exceeds, for each n and whatever is beyond the grid."""
         n = np.arange(self.least, self.greatest + 1)
         wanted = np.searchsorted(np.array(self.values) + 0.5, n)
-        found = np.polynomial.polynomial.polyval((n - origin) / 128, coefficients)
-        found = np.where(wanted == len(self.values), np.minimum(found, wanted), found)
-        if self.least < 0:
-            found = np.where(wanted == 0, np.maximum(found, 0), found)
-        return bool((np.abs(found - wanted) < 0.5 - _ROOM).all())
+        return bool((np.abs(curve.values(n.astype(np.float64)) - wanted) < 0.5 - _ROOM).all())
 
 
 @lru_cache(maxsize=256)
-def polynomial(thresholds: Thresholds) -> tuple[int, tuple[float, ...]]:
-    """(origin, coefficients) of u = (n - origin) / 128, that of u^0 first: float32 each, the first a whole number.
-
-    So adding it and rounding are one instruction. Empty if there is none of few degrees.
-    """
+def curve(thresholds: Thresholds) -> Curve | None:
+    """The curve of fewest instructions that serves; none if it would take many."""
     for degree in range(1, _MOST_DEGREES + 1):
-        for slack in _SLACKS:
-            free = _fitted(thresholds, degree, slack, 0, None)
-            if free is None:
-                continue
-            n = np.arange(thresholds.least, thresholds.greatest + 1)
-            values = np.polynomial.polynomial.polyval(n / 128, free)
-            inside = (values > 0.5) & (values < len(thresholds.values) - 0.5)
-            distance = np.where(inside, np.abs(values - values.round()), 1)
-            for place in np.argsort(distance)[:3]:
-                fixed = _fitted(thresholds, degree, slack, int(n[place]), round(values[place]))
-                if fixed is not None:
-                    return int(n[place]), tuple(map(float, fixed))
-    return 0, ()
+        for knee in (None, *(_KNEES if degree > 3 else ())):
+            for first in _first_ramps(thresholds):
+                found = _fitted(thresholds, first, knee, degree - (knee is not None))
+                if found:
+                    return found
+    return None
 
 
-def _fitted(thresholds: Thresholds, degree: int, slack: float, origin: int, first: int | None) -> _Floats | None:
-    """A polynomial that serves, with that first coefficient if there is one."""
-    for found in _fits(thresholds, degree, slack, origin, first):
-        if thresholds.serve(origin, found):
+def _first_ramps(thresholds: Thresholds) -> Iterator[Ramp]:
+    for part in _STARTS:
+        start = thresholds.least + part * (thresholds.values[0] - thresholds.least)
+        for further in _ENDS:
+            length = thresholds.values[-1] + further - start
+            yield _ramp(1 / length, -(ROUND + start) / length)
+
+
+def _ramp(slope: float, offset: float) -> Ramp:
+    return Ramp(*map(float, _float32(np.array([slope, offset]))))
+
+
+def _float32(values: _Floats) -> _Floats:
+    return values.astype(np.float32).astype(np.float64)
+
+
+def _fitted(thresholds: Thresholds, first: Ramp, knee: float | None, degree: int) -> Curve | None:
+    second = None if knee is None else _ramp(1 / (1 - knee), -knee / (1 - knee))
+    for coefficients in _fits(thresholds, first, second, degree):
+        found = Curve(first, second, tuple(map(float, coefficients)))
+        if thresholds.serve(found):
             return found
     return None
 
 
-def _fits(thresholds: Thresholds, degree: int, slack: float, origin: int, first: int | None) -> Iterator[_Floats]:
+def _fits(thresholds: Thresholds, first: Ramp, second: Ramp | None, degree: int) -> Iterator[_Floats]:
     """Least squares, weighted ever more to the least greatest error: Lawson's algorithm."""
-    places, index, scale = _targets(thresholds, slack)
-    fixed = 0 if first is None else 1
-    rows = np.vander(places - origin / 128, degree + 1, increasing=True)[:, fixed:] / scale[:, None]
-    aim = (index - (first or 0)) / scale
-    weights = np.ones(len(aim))
-    for _ in range(_ROUNDS):
-        root = np.sqrt(weights)
-        found = np.linalg.lstsq(rows * root[:, None], aim * root, rcond=None)[0].astype(np.float32).astype(np.float64)
-        yield found if first is None else np.concatenate([[float(first)], found])
-        weights *= np.abs(rows @ found - aim) + 1e-9
-        weights /= weights.sum()
+    below = np.array(thresholds.values, dtype=np.float64)
+    aim = np.append(np.arange(len(below)) + 0.5, len(below))
 
+    def rows(n: _Floats) -> _Floats:
+        u = np.append(first(ROUND + n), 1)
+        powers: _Floats = np.vander(second(u) if second else u, degree, increasing=True)
+        return u[:, None] * powers
 
-def _targets(thresholds: Thresholds, slack: float) -> tuple[_Floats, _Floats, _Floats]:
-    """Places in units of 128, what the polynomial is to be there, and how far off it may be, more or less."""
-    values = np.array([threshold + 0.5 for threshold in thresholds.values]) / 128
-    index = np.arange(len(values)) + 0.5
-    slopes = np.gradient(index, values)
-    least, greatest = thresholds.least / 128, thresholds.greatest / 128
-    first = index[0] - slopes[0] * (values[0] - least)
-    last = index[-1] + slopes[-1] * (greatest - values[-1])
-    ends = [first if least < 0 else max(first, -0.2), last]
-    return (
-        np.array([least, *values, greatest]),
-        np.array([ends[0], *index, ends[1]]),
-        np.array([slack * slopes[0], *slopes, slack * slopes[-1]]),
+    before, behind = rows(below), rows(below + 1)
+    middle, across = (before + behind) / 2, (behind - before) / 2
+    room = np.append(
+        np.gradient(aim, np.append(below, 2 * below[-1] - below[-2] if len(below) > 1 else 256))[:-1] / 2, 0.49
     )
+    weights = np.full(len(aim), 1 / len(aim))
+    for _ in range(_ROUNDS):
+        root = np.sqrt(weights) / room
+        found = _float32(np.linalg.lstsq(middle * root[:, None], aim * root, rcond=None)[0])
+        far = np.abs(middle @ found - aim) / room
+        if weights @ far**2 > 1.2:  # no other has less
+            return
+        if far.max() < 1.1:
+            yield found
+        room[:-1] = np.maximum(across @ found, 1e-3)[:-1]
+        weights *= far + 1e-9
+        weights /= weights.sum()

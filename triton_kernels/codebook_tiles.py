@@ -1,6 +1,6 @@
 """Codes with a codebook, on tiles in registers: nearest levels and back.
 
-Where a polynomial rounds to the index of the nearest level (``codebook_polynomials``), that is some multiply-adds a value.
+Where a curve rounds to the index of the nearest level (``codebook_polynomials``), that is some multiply-adds a value.
 Elsewhere four values are compared at a time, a byte each: a byte is compared to all the levels' edges by addition, and of
 the bytes that are greater, the top bit becomes one. As the edges rise, bit p of the index of the nearest level is the
 exclusive or of every 2^p-th of these. Back from indices, NVIDIA's byte permutation looks up four levels at a time.
@@ -82,24 +82,41 @@ def _four(a, b, PAIRED: tl.constexpr):
 def by_polynomial(bits, reciprocal, C: tl.constexpr):
     """Codes [N, 4] (uint32) of float32 bits, without signs, plus what ``tiles`` subtracts from words."""
     x = bits.to(tl.float32, bitcast=True)
-    TOP: tl.constexpr = len(C.thresholds) if not C.unsigned else len(C.thresholds) - 1
-    if C.unsigned or C.scale_signed:
-        u = tl.fma(tl.fma(x, reciprocal, _ROUND), 1 / 128, (-_ROUND - C.origin) / 128)
-    else:
+    if not C.unsigned and not C.scale_signed:
         x = magnitude(bits) if C.packs and C.width < 5 else tl.abs(x)  # wider ones would not fit into the registers
-        u = tl.fma(tl.fma(x, reciprocal, _PLACE), 1 / 128, (-_PLACE - C.origin) / 128)
+    u = _ramp(_multiply_add(x, reciprocal, _ROUND, C), C.ramp[0], C.ramp[1], C)
+    v = _ramp(u, C.knee[0], C.knee[1], C) if len(C.knee) > 0 else u
     index = tl.full(u.shape, C.polynomial[-1], tl.float32)
-    for i in tl.static_range(len(C.polynomial) - 2):
-        index = tl.fma(index, u, C.polynomial[len(C.polynomial) - 2 - i])
-    code = tl.fma(index, u, C.polynomial[0] + _ROUND).to(tl.int32, bitcast=True)
+    for i in tl.static_range(len(C.polynomial) - 1):
+        index = _multiply_add(index, v, C.polynomial[len(C.polynomial) - 2 - i], C)
+    code = _multiply_add(index, u, _ROUND, C).to(tl.int32, bitcast=True)
     if C.unsigned:  # 0 for zeros alone
         code = tl.maximum(tl.minimum(code + (1 - _ROUND_BITS), bits), 0)
-        return tl.minimum(code, TOP + 1).to(tl.uint32, bitcast=True)
+    return code.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _ramp(x, SLOPE: tl.constexpr, OFFSET: tl.constexpr, C: tl.constexpr):
+    """One instruction, which clips its result; on NVIDIA by name, as those for pairs since sm_100 cannot."""
+    if C.packs:
+        slope, offset = tl.full([1, 1], SLOPE, tl.float32), tl.full([1, 1], OFFSET, tl.float32)
+        return tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, $2, $3;", "=r,r,r,r", [x, slope, offset], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
-        code = tl.minimum(code, _ROUND_BITS + TOP)
-        if C.scale_signed:
-            code = tl.maximum(code, _ROUND_BITS)
-        return code.to(tl.uint32, bitcast=True)
+        return tl.minimum(tl.maximum(tl.fma(x, SLOPE, OFFSET), 0.0), 1.0)
+
+
+@triton.jit
+def _multiply_add(x, y, SUMMAND: tl.constexpr, C: tl.constexpr):
+    """Behind a search one by one: pairs of registers, since sm_100, would not fit."""
+    if C.packs and len(C.search) > 0:
+        summand = tl.full([1, 1], SUMMAND, tl.float32)
+        return tl.inline_asm_elementwise(
+            "fma.rn.f32 $0, $1, $2, $3;", "=r,r,r,r", [x, y, summand], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.fma(x, y, SUMMAND)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple, TypedDict
 
 from . import codebooks
-from .codebook_polynomials import Thresholds, polynomial
+from .codebook_polynomials import Curve, Thresholds, curve
 from .format import DTYPES, BFPFormat
 
 ROUNDINGS = ("nearest", "trunc", "hash", "sr")
@@ -38,8 +38,9 @@ class Codec(NamedTuple):
     codebook: bool
     levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
     thresholds: tuple[int, ...]  # n > thresholds[i]: the index is more than i
-    origin: int
-    polynomial: tuple[float, ...]  # of (n - origin)/128, rounds to the index of a level; see ``codebook_polynomials``
+    ramp: tuple[float, ...]  # of 1.5 * 2^23 + n: slope and offset; this and the next two as in ``codebook_polynomials``
+    knee: tuple[float, ...]  # of the ramp, or empty
+    polynomial: tuple[float, ...]  # times the ramp, rounds to the index of a level; empty where there is none
     learned: bool  # the levels above are not those of the tensor
     first: tuple[int, ...]  # the least n of each index, where decoding is at random
     last: tuple[int, ...]  # the greatest
@@ -68,7 +69,7 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
     levels = fmt.levels
     start = -128 if fmt.signed_levels else 0
     cells = _cells(fmt)
-    origin, coefficients = _polynomial(fmt)
+    fitted = _curve(fmt)
     return Codec(
         width=fmt.width,
         block=fmt.block,
@@ -90,8 +91,9 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
         thresholds=_thresholds(levels, start, fmt.unsigned),
-        origin=origin,
-        polynomial=coefficients,
+        ramp=tuple(fitted.first) if fitted else (),
+        knee=tuple(fitted.second or ()) if fitted else (),
+        polynomial=fitted.coefficients if fitted else (),
         learned=fmt.codebook == "learned",
         first=cells[0],
         last=cells[1],
@@ -174,14 +176,14 @@ def _cells(fmt: BFPFormat) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(ends[0]), tuple(ends[1])
 
 
-def _polynomial(fmt: BFPFormat) -> tuple[int, tuple[float, ...]]:
-    """Its origin and coefficients; none where comparing is as fast, or zeros have no sign."""
+def _curve(fmt: BFPFormat) -> Curve | None:
+    """None where comparing is as fast, or zeros have no sign."""
     thresholds = _thresholds(fmt.levels, 0, fmt.unsigned)
     if len(thresholds) < 3 or fmt.codebook == "learned" or (fmt.levels[0] == 0 and not fmt.unsigned):
-        return 0, ()
+        return None
     if fmt.signed_levels:
-        return polynomial(Thresholds(thresholds, -128, 128))
-    return polynomial(Thresholds(thresholds[fmt.unsigned :], 0, 256))
+        return curve(Thresholds(thresholds, -128, 128))
+    return curve(Thresholds(thresholds[fmt.unsigned :], 0, 256))
 
 
 def _significant_bits(fmt: BFPFormat) -> int:

@@ -19,7 +19,7 @@ from .outlier_tiles import outliers_of, put_codes, put_pairs, put_values, take_o
 from .pair_tiles import float_bits
 from .scale_tiles import scales_of
 from .search_tiles import searched
-from .tiles import decode, encode
+from .tiles import decode, encode, encode_in_turn
 
 
 @triton.jit
@@ -178,7 +178,10 @@ def compress_tile(
         store_for_blocks(outlier_ptr, entry.to(tl.int16), rest, N, C, FULL)
     seed = tl.load(seed_ptr) if C.rounding == "sr" else 0
     counter = (first_group + numbers(N, C)).to(tl.uint32) if C.rounding == "sr" else 0
-    low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
+    if C.packs and FULL:
+        low, high = encode_in_turn(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
+    else:
+        low, high = encode(a, b, for_groups(code, N, C), seed, counter, level_ptr, C)
     if C.one_outlier:
         low, high = put_codes(low, high, for_groups(place, N, C), for_groups(own, N, C), C)
     elif C.outliers > 0:

@@ -15,8 +15,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
 from . import learned, packing
-from .codec import codec, has_one_outlier
-from .format import DTYPES, GROUP, BFPFormat
+from .codec import FLOAT32, Codec, codec, has_one_outlier
+from .format import GROUP, BFPFormat
 from .fused_kernels import fused_kernel
 from .kernel_arguments import (
     PLANE_POINTERS,
@@ -36,14 +36,14 @@ TILE = 4096
 """Values that one program handles: 32 a thread."""
 
 N_WARPS = 4
+_MORE_WARPS = 8
+"""With 16 values a thread: where 32 would not fit into the registers, on NVIDIA."""
+
 _REGISTERS = 40
 """Of a thread at most, on NVIDIA: so few are enough, and the compiler takes more where it may."""
 
-_REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 = 48
-"""There they would spill with 40."""
-
 _REGISTERS_FOR_MANY_SCALES = 128
-"""With ``+search``: for more than five scales, blocks of 8 and 16, errors of more bits, float32, or codebooks on sm_100."""
+"""With ``+search``: for more than five scales, blocks of 8 and 16, errors of more bits, or float32."""
 
 PLACE_BITS = 0x4B000000
 """Bits of the float 2^23, see ``tiles.decode``."""
@@ -144,9 +144,10 @@ def _compiled(target: GPUTarget, kernel: Any, constants: dict[str, Any], fmt: BF
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     by_16 = [name for name in types if name != "numel" or numel % 16 == 0]
     attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in by_16}
-    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     architecture = int(target.arch) if target.backend == "cuda" else 0
-    return triton.compile(source, target=target, options=_options(kernel, fmt, architecture, dtype))
+    constants, options = _for_device(kernel, constants, fmt, architecture)
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options)
 
 
 def _constants(fmt: BFPFormat, dtype: str, numel: int, tile: int, packs: bool) -> dict[str, Any]:
@@ -164,31 +165,44 @@ def _launch(
         torch.library.wrap_triton(kernel)[(n_programs,)](*arguments, **constants, num_warps=N_WARPS)
         return
     with on_device(first):
-        options = _options(kernel, fmt, _architecture(first), DTYPES[constants["C"].dtype])
+        constants, options = _for_device(kernel, constants, fmt, _architecture(first))
         kernel[(n_programs,)](*arguments, **constants, **options)
 
 
-def _options(kernel: Any, fmt: BFPFormat, architecture: int, dtype: str) -> dict[str, int]:
-    """How to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
+def _for_device(
+    kernel: Any, constants: dict[str, Any], fmt: BFPFormat, architecture: int
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The compile-time arguments, and how to compile, for NVIDIA's ``architecture``, 90 for sm_90, or for 0, another device."""
+    c = constants["C"]
     many = fmt.outliers > 0 and not has_one_outlier(fmt) if kernel is compress_kernel else fmt.outliers > 1
     slow = fmt.codebook == "learned" or (fmt.codebook and fmt.dither) or many
     if not architecture or slow or kernel is fused_kernel:  # these take the registers that they want
-        return {"num_warps": N_WARPS}
-    if fmt.search and kernel is compress_kernel:
-        return {"num_warps": N_WARPS, "maxnreg": _registers_of_search(fmt, architecture, dtype)}
-    more = fmt.codebook and architecture >= 100
-    return {"num_warps": N_WARPS, "maxnreg": _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS}
+        return constants, {"num_warps": N_WARPS}
+    if kernel is decompress_kernel:
+        n_warps = _MORE_WARPS if _is_tight_to_decompress(c, architecture) else N_WARPS
+        return constants, {"num_warps": n_warps, "maxnreg": _REGISTERS}
+    if _is_tight_to_compress(c, architecture):
+        tighter = constants | {"C": c._replace(run=min(c.run, TILE // (_MORE_WARPS * 32 * GROUP)))}
+        return tighter, {"num_warps": _MORE_WARPS, "maxnreg": _REGISTERS}
+    return constants, {"num_warps": N_WARPS, "maxnreg": _registers(c)}
 
 
-def _registers_of_search(fmt: BFPFormat, architecture: int, dtype: str) -> int:
+def _is_tight_to_compress(c: Codec, architecture: int) -> bool:
+    """As compiled for blocks of every size."""
+    if len(c.search) > 0:
+        return architecture >= 100 and c.codebook and c.unsigned and _registers(c) == _REGISTERS
+    return c.dtype == FLOAT32 or (architecture >= 100 and c.codebook and (c.block < 32 or c.width == 5))
+
+
+def _is_tight_to_decompress(c: Codec, architecture: int) -> bool:
+    return architecture >= 100 and c.codebook and c.width in (3, 5) and c.scale_mantissa_bits > 0
+
+
+def _registers(c: Codec) -> int:
     """As few as spill none, as compiled for blocks of every size."""
-    n_scales = len(fmt.search_offsets)
-    wide = fmt.magnitude_bits > 5 if not fmt.codebook else architecture >= 100
-    if dtype == "float32" or n_scales > 5 or wide or fmt.block < 32:
-        return _REGISTERS_FOR_MANY_SCALES
-    few = n_scales <= 3 and fmt.magnitude_bits <= 3 and fmt.block <= 32 if fmt.codebook else True
-    more = not few or fmt.unsigned or architecture >= 100
-    return _REGISTERS_FOR_CODEBOOKS_SINCE_SM_100 if more else _REGISTERS
+    wide = c.magnitude_bits > 5 and not c.codebook
+    many = len(c.search) > 5 or wide or c.dtype == FLOAT32 or c.block < 32
+    return _REGISTERS_FOR_MANY_SCALES if len(c.search) > 0 and many else _REGISTERS
 
 
 def _architecture(x: Tensor) -> int:

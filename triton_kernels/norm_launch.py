@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from triton.backends.compiler import GPUTarget
 
-from .codec import codec
+from .codec import Codec, codec
 from .format import BFPFormat
 from .kernel_arguments import (
     PLANE_POINTERS,
@@ -27,7 +27,6 @@ from .kernel_arguments import (
 from .norm_kernels import norm_kernel
 from .reference import dtype_name
 
-WARP = 32
 _N_PLANES = 5
 _FLOATS = {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"}
 
@@ -49,7 +48,7 @@ class Norm:
         """The compile-time arguments of the kernel."""
         c = codec(fmt, dtype, packs=packs)
         padded = triton.next_power_of_2(self.width)
-        rows = max(1, WARP * 8 * c.run // padded) if padded == self.width else 1
+        rows = max(1, _values_of_warp(c) // padded) if padded == self.width else 1
         there = {name.upper(): name in self.has for name in ("residual", "mask", "weight", "bias")}
         stores = {"STORES_INPUT": stored in ("input", "both"), "STORES_OUTPUT": stored in ("output", "both")}
         shape = {"WIDTH": self.width, "PADDED": padded, "ROWS": rows, "EVEN": statically_known_true(n_rows % rows == 0)}
@@ -108,7 +107,12 @@ def compile_norm_for(target: GPUTarget, norm: Norm, stored: str, fmt: BFPFormat,
 
 def n_warps(constants: dict[str, Any]) -> int:
     """Of a program: so many that a thread holds one run of groups."""
-    return max(1, int(constants["ROWS"] * constants["PADDED"]) // (WARP * 8 * int(constants["C"].run)))
+    return max(1, int(constants["ROWS"] * constants["PADDED"]) // _values_of_warp(constants["C"]))
+
+
+def _values_of_warp(c: Codec) -> int:
+    """Of which a thread holds one run of groups: 32 threads on NVIDIA, 64 elsewhere."""
+    return (32 if c.packs else 64) * 8 * c.run
 
 
 def _launch_rows(arguments: Sequence[Any], constants: dict[str, Any]) -> None:

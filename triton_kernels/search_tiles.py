@@ -47,10 +47,15 @@ def searched(a, b, code, lowest_code, gone, level_ptr, C: tl.constexpr):
         tried = _candidate(magnitude, C.search[i], lowest_code, C)
         inverses = inverses + (for_runs(reciprocal(tried + sign, 0 if C.codebook else 4, C), N, C),)
     totals, counts = _errors_of_runs(a, b, inverses, level_ptr, C)
+    total = sums_of_runs(totals[0], N, C)
+    if C.packs:  # as sums are never negative; what depends on codes is not kept until here, but made again
+        code = code | (total >> 31)
+        magnitude = code & C.scale_nan
+        sign = code - magnitude
     lowest = _candidate(magnitude, _lowest_offset(C), lowest_code, C)
     too_much = _of_zeros(counts, gone, N, level_ptr, C)
     best = magnitude
-    least = _weighted(sums_of_runs(totals[0], N, C) - too_much, magnitude, lowest, C)
+    least = _weighted(total - too_much, magnitude, lowest, C)
     for i in tl.static_range(1, len(C.search)):
         tried = _candidate(magnitude, C.search[i], lowest_code, C)
         error = _weighted(sums_of_runs(totals[i], N, C) - too_much, tried, lowest, C)
@@ -119,16 +124,20 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
         for g in tl.static_range(j * GROUPS, (j + 1) * GROUPS):
             for half in tl.static_range(2):
                 four = _what_counts(a[g][2 * half], a[g][2 * half + 1], b[g][2 * half], b[g][2 * half + 1], zero, C)
-                for k in tl.static_range(4 if C.unsigned else 0):
-                    count += tl.minimum(four[k].to(tl.int32, bitcast=True), 1)
+                if C.unsigned:
+                    count = _counted(count, a[g][2 * half] | zero, four[0], four[2], C)
+                    count = _counted(count, a[g][2 * half + 1] | zero, four[1], four[3], C)
                 more = ()
                 for i in tl.static_range(len(C.search)):
-                    more = more + (_errors_added(so_far[i], four, inverses[i][g][0], C.search[i], level_ptr, C),)
+                    inverse = inverses[i][g][0]
+                    if _waits(i, C):
+                        inverse = _or_zero(inverse, more[i - 1].to(tl.int32, bitcast=True) >> 31)
+                    more = more + (_errors_added(so_far[i], four, inverse, C.search[i], level_ptr, C),)
                 so_far = more
                 if C.packs:  # as sums are never negative
-                    zero = so_far[len(C.search) - 1].to(tl.int32, bitcast=True) >> 31
+                    zero = (so_far[len(C.search) - 1].to(tl.int32, bitcast=True) | count) >> 31
         totals = totals + (so_far,)
-        counts = counts + (count,)
+        counts = counts + (count if C.dtype == 0 else (count & 0xFFFF) + (count >> 16),)
     by_scale = ()
     for i in tl.static_range(len(C.search)):
         of_scale = ()
@@ -136,6 +145,29 @@ def _errors_of_runs(a, b, inverses, level_ptr, C: tl.constexpr):
             of_scale = of_scale + (totals[j][i],)
         by_scale = by_scale + (of_scale,)
     return by_scale, counts
+
+
+@triton.jit
+def _counted(count, word, x, y, C: tl.constexpr):
+    """``count`` and how many of two values are above zero; in the halves of words, where ``word`` is a pair of them."""
+    if C.dtype == 0:
+        return count + tl.minimum(x.to(tl.int32, bitcast=True), 1) + tl.minimum(y.to(tl.int32, bitcast=True), 1)
+    else:
+        word = word.to(tl.uint32, bitcast=True)
+        above = ((word & 0x7FFF7FFF) + 0x7FFF7FFF) & (word ^ 0xFFFFFFFF) & 0x80008000
+        return count + (above >> 15).to(tl.int32, bitcast=True)
+
+
+@triton.constexpr_function
+def _waits(place: int, C) -> bool:
+    """Whether a scale is tried only when the one before it was: four values under all scales would not fit."""
+    apart = place > 0 if C.unsigned else place == len(C.search) // 2
+    return len(C.search_pairs) > 3 and _by_bytes(C) and apart
+
+
+@triton.jit
+def _or_zero(value, zero):
+    return (value.to(tl.int32, bitcast=True) | zero).to(tl.float32, bitcast=True)
 
 
 @triton.jit

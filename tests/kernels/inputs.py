@@ -75,6 +75,15 @@ def spikes(n: int, g: torch.Generator) -> Tensor:
     return torch.randn(n, generator=g).sign() * torch.where(torch.rand(n, generator=g) < 0.01, 80.0, 1.25)
 
 
+def halfway(n: int) -> Tensor:
+    """Runs of 16 with every other value halfway between two whole numbers, besides ones with odd bits; the largest is 255."""
+    values = torch.full((n,), 129 / 128)
+    place = torch.arange(n // 2)
+    values[1::2] = (place + place // 8) % 128 + 0.5  # each of them in each place
+    values[::16] = 255.0
+    return values
+
+
 def least_exponents(n: int, g: torch.Generator) -> Tensor:
     """Runs of 128 values of one magnitude near those of the least shared exponents, 24 and 103 + W."""
     exponents = torch.tensor([*range(-106, -100), *range(-24, -14)])

@@ -165,6 +165,9 @@ for _t in ("f32", "f32x2"):
     _define(f"sub.{_t}", _t, [_t, _t], lambda a, b: _number(a - b))
     _define(f"mul.{_t}", _t, [_t, _t], lambda a, b: _number(a * b))
     _define(f"fma.rn.{_t}", _t, [_t, _t, _t], fused)
+_define(
+    "fma.rn.sat.f32", "f32", ["f32"] * 3, lambda a, b, c: np.fmin(np.fmax(fused(a, b, c), np.float32(0)), np.float32(1))
+)
 for _name, _function in _COMPARE.items():
     for _t in ("f16", "f32"):
         _define(f"setp.{_name}.{_t}", "pred", [_t, _t], _function)
