@@ -66,9 +66,9 @@ def test_other_targets(target):
     assert all(0 < made["registers"] <= most for made in reports)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_100", "gfx942"])
-def test_other_targets_compile_norms(target):
-    reports = report("--target", target, "--norms")
+def test_gfx942_compiles_norms():
+    """And the others, in ``make kernel-report``."""
+    reports = report("--target", "gfx942", "--norms")
     assert len(reports) == 3 * 3
     assert shortfalls(reports) == []
 
