@@ -25,6 +25,7 @@ FAMILY = {
     "bfp3b32": "the simplest at 3 bits",
     "bfp3b32:lossy-lite": "the mantissas 0, 1, 3, 7",
     "bfp3b32:gauss+se5m2+search": "the best at 3 bits",
+    "bfp3b32:gauss+e5m3+absmax": "the largest value of a block kept in place: for training",
     "bfp3b128+e5m3+search+o2": "even levels, two outliers: heavy tails",
     "bfp2b32:learned+se5m2+search": "levels fitted to each tensor",
     "bfp2b32:gauss+se5m2+search": "the best at 2 bits",

@@ -29,8 +29,9 @@ BLOCK = 256  # values of a group of the affine format
 FORMATS = """
     bfp2b32 bfp2b32+search bfp2b32:gauss+e5m3+search bfp2b32:gauss+se5m2+search bfp2b32:learned+se5m2+search
     bfp2b32:gauss+unsigned+e5m3+search bfp2b64:gauss+se5m2+search+o1
-    bfp3b32 bfp3b32:lossy-lite bfp3b32+e5m3 bfp3b32:gauss+e5m3+search bfp3b32:gauss+se5m2+search bfp3b64+e5m3+o1
-    bfp3b128+e5m3+search+o2 bfp3b128:gauss+e5m3+search+o2 bfp3b128:gauss+se5m2+search+o2 bfp3b32:gauss+unsigned+e5m3+search
+    bfp3b32 bfp3b32:lossy-lite bfp3b32+e5m3 bfp3b32:gauss+e5m3+search bfp3b32:gauss+se5m2+search bfp3b32:gauss+e5m3+absmax
+    bfp3b64+e5m3+o1 bfp3b128+e5m3+search+o2 bfp3b128:gauss+e5m3+search+o2 bfp3b128:gauss+se5m2+search+o2
+    bfp3b32:gauss+unsigned+e5m3+search
     bfp4b32 bfp4b32+sr bfp4b32+e5m3+sr bfp4b32+dither bfp4b32+e5 bfp4b32+unsigned bfp4b32+e6m2 bfp4b32+e5m3
     bfp4b32+e5m3+search bfp4b32:gauss bfp4b32:gauss+e5m3 bfp4b32:gauss+e5m3+search bfp4b32:learned+e5m3+search
     bfp4b32+unsigned+e5m3+search bfp4b32:gauss+unsigned+e5m3+search bfp4b128:gauss+e5m3+search+o1

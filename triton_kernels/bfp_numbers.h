@@ -25,7 +25,7 @@ enum { MAX_LEVELS = 16, MAX_OFFSETS = 8 };
 typedef struct {
     int32_t dtype, width, block, is_unsigned, twos, magnitude_bits, grid_bits;
     int32_t coding, noise, dither;
-    int32_t scale_bits, scale_base, scale_shift, scale_nan, least_scale, rounds_scale_up, zero_scale;
+    int32_t scale_bits, scale_base, scale_shift, scale_nan, least_scale, scale_addend, zero_scale;
     float peak_factor;
     int32_t outliers, outlier_threshold;
     int32_t clamps; /* float16 to its finite range, rather than to infinity */

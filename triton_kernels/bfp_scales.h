@@ -39,12 +39,11 @@ static void find_largest(const void *values, int32_t *restrict largests, int n_b
 /* Scale codes, by the largest magnitude of the values that count, that of all values, and the least codes there may be. */
 static void first_scales(const Format *format, const int32_t *counted, const int32_t *all, const int32_t *least_codes,
                          int32_t *restrict codes, int n_blocks) {
-    const int32_t shift = format->scale_shift;
-    const uint32_t up = format->rounds_scale_up ? (1u << shift) - 1 : 0;
+    const int32_t shift = format->scale_shift, addend = format->scale_addend;
     const int32_t base = format->scale_base, nan = format->scale_nan, zero_scale = format->zero_scale;
     const float peak_factor = format->peak_factor;
     for (int b = 0; b < n_blocks; b++) {
-        uint32_t bits = bits_of(float_of(counted[b]) * peak_factor) + up;
+        uint32_t bits = bits_of(float_of(counted[b]) * peak_factor) + addend;
         int32_t code = least(greatest((int32_t)(bits >> shift) - base, least_codes[b]), nan);
         code = all[b] >= INFINITY_BITS ? nan : code;
         codes[b] = zero_scale && all[b] == 0 ? 0 : code;

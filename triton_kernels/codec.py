@@ -33,7 +33,7 @@ class Codec(NamedTuple):
     scale_nan: int
     scale_signed: bool
     scale_zero: bool  # code 0 is S = 0
-    scale_up: bool
+    scale_addend: int  # to the bits of the largest magnitude times the factor; 0: S is its power of two
     peak_factor: float
     codebook: bool
     levels: tuple[int, ...]  # one for each index, the last repeated; empty without a codebook
@@ -86,7 +86,7 @@ def codec(fmt: BFPFormat, dtype: str, *, packs: bool) -> Codec:
         scale_nan=scale.nan,
         scale_signed=scale.signed,
         scale_zero=fmt.zero_scale,
-        scale_up=fmt.rounds_scale_up,
+        scale_addend=fmt.scale_addend,
         peak_factor=fmt.peak_factor,
         codebook=bool(levels),
         levels=(*levels, *levels[-1:] * (fmt.n_levels - len(levels))) if levels else (),
@@ -143,7 +143,7 @@ def _farthest(fmt: BFPFormat) -> int:
     scale, least = fmt.scale_kind, min(fmt.search_offsets)
     codes = range(scale.least - least, scale.least - least + (1 << scale.mantissa_bits))
     ratio = max(scale.value(code) / scale.value(code + least) for code in codes)
-    first = fmt.peak_steps if fmt.rounds_scale_up else 2.0**fmt.grid_bits
+    first = 2.0**fmt.grid_bits if fmt.scale_rounding == "down" else fmt.peak_steps
     return math.ceil(first * ratio)
 
 

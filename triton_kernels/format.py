@@ -46,7 +46,7 @@ class BFPFormat:
         :gauss :learned :00123f...  :lossy-lite :lossy-normal :lossy-aggressive       a codebook
         +twos | +unsigned      two's complement; for values that are never negative
         +e6m2 | +se5m2 | +e5m3 | +e5 | +e4     the scale, see ``scales``; none of them is e8, a power of two
-        +search                the scale of least squared error among a few
+        +search | +absmax      the scale of least squared error among a few; that which puts the largest value at the top level
         +sr | +hash | +trunc   stochastic rounding from a seed; from the value's own bits; truncation. None: nearest
         +o2 | +o2t3            the 2 largest values of a block apart; only those 2^3 times as large as the rest
         +dither | +dither-density   decoded at random in the code's cell, evenly or rather towards zero; from a seed
@@ -63,6 +63,9 @@ class BFPFormat:
         e8 e5 e4, nearest or +trunc     S = 2^floor(log2 a)
         +sr, +hash, or a float scale    S = the least scale >= fl(a * ``peak_factor``), for which the largest value lies
                                         at most at the top of the range and is not clipped
+
+        +absmax                         S = the nearest scale to fl(a * ``peak_factor``), ties to the greater, for which
+                                        the largest value lies near the top level, and is clipped to it if it is above
 
     S is at least the scale's least: blocks below it, denormals among them, have its steps. A block that holds a NaN or an
     infinity, or whose S is too large for the scale, has the scale of all ones and codes 0, and decodes to NaN as a whole.
@@ -152,6 +155,7 @@ class BFPFormat:
     twos: bool = False
     scale: str = "e8"
     search: bool = False
+    absmax: bool = False
     rounding: str = "nearest"
     outliers: int = 0
     outlier_threshold: int = 0
@@ -238,26 +242,42 @@ class BFPFormat:
         return self.signed_levels or self.codebook == "learned" or self.levels[0] > 0
 
     @property
-    def rounds_scale_up(self) -> bool:
-        """Whether S is rounded up, so that the largest value is not clipped; else it is a's power of two."""
-        return self.scale_kind.mantissa_bits > 0 or self.rounding in ("sr", "hash")
+    def scale_rounding(self) -> str:
+        """``nearest`` with ``+absmax``; ``up`` where the largest value is not to be clipped; ``down`` to a's power of two."""
+        if self.absmax:
+            return "nearest"
+        return "up" if self.scale_kind.mantissa_bits > 0 or self.rounding in ("sr", "hash") else "down"
+
+    @property
+    def scale_addend(self) -> int:
+        """What is added to the bits of fl(a * ``peak_factor``), a float32, before those that S does not have are dropped."""
+        one = 1 << self.scale_kind.shift
+        return {"down": 0, "nearest": one >> 1, "up": one - 1}[self.scale_rounding]
 
     @property
     def peak_factor(self) -> float:
-        """The float32 that a block's largest magnitude is multiplied by before it is rounded up to a scale.
+        """The float32 that a block's largest magnitude is multiplied by before it is rounded to a scale.
 
-        2^(M-1) over the most steps that the largest value may have: half a step above the top level where rounding goes
-        to the nearest, the top level itself where it goes either way. Rounded up, and 1 where S is not rounded up.
+        2^(M-1) over ``peak_steps``, rounded up, with ``+absmax`` to nearest; 1 where S is rounded down.
         """
-        if not self.rounds_scale_up:
+        if self.scale_rounding == "down":
             return 1.0
         exact = 2.0 ** (self.grid_bits - 1) / self.peak_steps
+        if self.absmax:
+            mantissa, exponent = math.frexp(exact)
+            return math.ldexp(round(mantissa * 2**24), exponent - 24)
         return math.ceil(exact * 2**24 + 1) / 2**24 if exact < 1 else 1.0
 
     @property
     def peak_steps(self) -> float:
-        """The most steps that the largest value of a block may have where S is rounded up."""
+        """The steps that the largest value of a block is to have, or where S is rounded up the most that it may have.
+
+        With ``+absmax`` the top level's; else half a step above where rounding goes to the nearest, and the top level's where
+        it goes either way.
+        """
         top = 2.0**self.grid_bits - 1
+        if self.absmax:
+            return float(self.levels[-1]) if self.codebook else top - 0.5 * self.unsigned
         either_way = self.rounding in ("sr", "hash")
         if self.unsigned and not self.codebook:
             return top - 0.5 if either_way else top
@@ -374,7 +394,11 @@ class BFPFormat:
     def _scale_range(self) -> tuple[float, float]:
         """Least and greatest S, over the block's largest magnitude, the candidates of a search included."""
         ratio = 1 + 2.0**-self.scale_kind.mantissa_bits  # of one scale to the next, at most
-        least, greatest = (self.peak_factor, self.peak_factor * ratio) if self.rounds_scale_up else (0.5, 1.0)
+        half = 1 + (ratio - 1) / 2
+        least, greatest = {"down": (0.5, 1.0), "nearest": (1 / half, ratio / half), "up": (1.0, ratio)}[
+            self.scale_rounding
+        ]
+        least, greatest = least * self.peak_factor, greatest * self.peak_factor
         return least * ratio ** min(self.search_offsets), greatest * ratio ** max(self.search_offsets)
 
     def _dtype_error(self, dtype: str) -> float:
@@ -386,7 +410,7 @@ class BFPFormat:
 
     def least_magnitude(self, dtype: str = "float32") -> float:
         """Blocks whose largest magnitude is less than this are as far off as blocks of this magnitude may be."""
-        least = self.scale_kind.value(self.least_scale(dtype)) * (2.0 if self.rounds_scale_up else 1.0)
+        least = self.scale_kind.value(self.least_scale(dtype)) * (1.0 if self.scale_rounding == "down" else 2.0)
         return max(least, 2.0**-14) if dtype == "float16" and not self.is_basic else least
 
 

@@ -17,7 +17,7 @@ BLOCKS = (8, 16, 32, 64, 128)
 _CHOICES: tuple[dict[str, tuple[str, object]], ...] = (
     {"twos": ("twos", True), "unsigned": ("unsigned", True)},
     {name: ("scale", name) for name in SCALES if name != "e8"},
-    {"search": ("search", True)},
+    {"search": ("search", True), "absmax": ("absmax", True)},
     {name: ("rounding", name) for name in ("sr", "hash", "trunc")},
     {},  # o{k} or o{k}t{j}
     {"dither": ("dither", "uniform"), "dither-density": ("dither", "density")},

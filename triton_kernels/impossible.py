@@ -18,6 +18,7 @@ def why_not(
     twos: bool,
     scale: str,
     search: bool,
+    absmax: bool,
     rounding: str,
     outliers: int,
     outlier_threshold: int,
@@ -44,6 +45,17 @@ def why_not(
             f"'+{rounding}' does not go with a codebook: its top level may lie below the largest value, and either way "
             "of rounding would be biased",
         ),
+        (search and absmax, "'+search' and '+absmax' exclude each other: each says how the scale is chosen"),
+        (
+            absmax and scale in SCALES and SCALES[scale].mantissa_bits == 0,
+            "'+absmax' puts the largest value at the top level, for which a power of two is too coarse: it needs a float "
+            "scale",
+        ),
+        (absmax and rounding != "nearest", f"'+absmax' may clip the largest value, which would bias '+{rounding}'"),
+        (
+            absmax and codebook == "learned",
+            "':learned' levels are fitted after the scale, and '+absmax' needs them before",
+        ),
         (search and rounding != "nearest", f"'+search' weighs errors of rounding to nearest, not of '+{rounding}'"),
         (not 0 <= outliers < block, f"{outliers} outliers leave none of a block's {block} values"),
         (not 0 <= outlier_threshold <= MAX_THRESHOLD, f"an outlier is at most 2^{MAX_THRESHOLD} times the rest"),
@@ -53,7 +65,7 @@ def why_not(
     if reasons or not codebook:
         return reasons[0] if reasons else ""
     if scale == "se5m2":
-        return _why_not_signed(codebook, width)
+        return _why_not_signed(codebook, width) or _why_no_top(codebook, absmax)
     return _why_not_codebook(codebook, bits, unsigned)
 
 
@@ -63,6 +75,13 @@ def _why_not_signed(codebook: str, width: int) -> str:
     if codebook in codebooks.LOSSY:
         return f"':{codebook}' has magnitudes, and '+se5m2' is for levels with their signs"
     return "" if codebook in codebooks.NAMES else _why_not_levels(codebook, width, signed=True)
+
+
+def _why_no_top(codebook: str, absmax: bool) -> str:
+    if not absmax or codebook in codebooks.NAMES:
+        return ""
+    top = codebooks.from_hex(codebook, signed=True)[-1]
+    return "" if top > 0 else f"'+absmax' puts the largest value at the top level, which is {top}"
 
 
 def _why_not_codebook(codebook: str, bits: int, unsigned: bool) -> str:

@@ -107,7 +107,7 @@ def _numbers(fmt: BFPFormat, dtype: str) -> Any:
     return loops.Numbers(
         width=fmt.width, block=fmt.block, magnitude_bits=fmt.magnitude_bits, is_unsigned=fmt.unsigned, mode=mode,
         scale_shift=scale.shift, scale_base=scale.base, scale_nan=scale.nan, least_scale=fmt.least_scale(dtype),
-        rounds_scale_up=fmt.rounds_scale_up, peak_factor=fmt.peak_factor,
+        scale_addend=fmt.scale_addend, peak_factor=fmt.peak_factor,
     )  # fmt: skip
 
 

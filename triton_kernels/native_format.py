@@ -23,7 +23,7 @@ class NativeFormat(ctypes.Structure):
     _fields_ = (
         *((name, _NUMBERS) for name in (
             "dtype", "width", "block", "is_unsigned", "twos", "magnitude_bits", "grid_bits", "coding", "noise", "dither",
-            "scale_bits", "scale_base", "scale_shift", "scale_nan", "least_scale", "rounds_scale_up", "zero_scale",
+            "scale_bits", "scale_base", "scale_shift", "scale_nan", "least_scale", "scale_addend", "zero_scale",
         )),
         ("peak_factor", ctypes.c_float),
         *((name, _NUMBERS) for name in ("outliers", "outlier_threshold", "clamps", "n_offsets")),
@@ -46,7 +46,7 @@ def native_format(fmt: BFPFormat, dtype: str, levels: tuple[int, ...]) -> Native
         coding=CODEBOOK if fmt.codebook else EVEN if fmt.rounding == "nearest" else FRACTION,
         noise=NOISES.get(fmt.rounding, 0), dither=DITHERS.index(fmt.dither),
         scale_bits=scale.bits, scale_base=scale.base, scale_shift=scale.shift, scale_nan=scale.nan,
-        least_scale=fmt.least_scale(dtype), rounds_scale_up=fmt.rounds_scale_up, zero_scale=fmt.zero_scale,
+        least_scale=fmt.least_scale(dtype), scale_addend=fmt.scale_addend, zero_scale=fmt.zero_scale,
         peak_factor=fmt.peak_factor, outliers=fmt.outliers, outlier_threshold=fmt.outlier_threshold,
         clamps=not fmt.is_basic, n_offsets=len(offsets), offsets=(_NUMBERS * MAX_OFFSETS)(*offsets),
     )  # fmt: skip

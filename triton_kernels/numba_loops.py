@@ -35,7 +35,7 @@ class Numbers(NamedTuple):
     scale_base: int
     scale_nan: int
     least_scale: int
-    rounds_scale_up: bool
+    scale_addend: int
     peak_factor: float
 
 
@@ -68,10 +68,10 @@ def _find_largest(bits, largest, scratch, n, block):
 @_compiled
 def _scales_of(largest, codes, n_blocks, f):
     shift, base, nan, least = np.int32(f.scale_shift), np.int32(f.scale_base), np.int32(f.scale_nan), f.least_scale
-    up = np.int32((1 << f.scale_shift) - 1 if f.rounds_scale_up else 0)
+    addend = np.int32(f.scale_addend)
     peak = np.float32(f.peak_factor)
     for b in range(n_blocks):
-        bits = np.float32(np.int32(largest[b]).view(np.float32) * peak).view(np.int32) + up
+        bits = np.float32(np.int32(largest[b]).view(np.float32) * peak).view(np.int32) + addend
         code = min(max(np.int32(np.int32(bits >> shift) - base), np.int32(least)), nan)
         codes[b] = nan if largest[b] >= np.int32(0x7F800000) else code
 

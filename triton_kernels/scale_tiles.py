@@ -28,7 +28,7 @@ def scales_of(a, b, C: tl.constexpr):
     else:
         doubled = magnitudes_of_blocks(a, b, C)
     code = code_of(doubled, C)
-    if C.scale_up or C.scale_base > 0:
+    if C.scale_addend > 0 or C.scale_base > 0:
         code = tl.minimum(code, C.scale_nan)
     if C.scale_signed:
         negative = tl.where(opposite > positive, 1 << 7, 0)
@@ -42,9 +42,9 @@ def scales_of(a, b, C: tl.constexpr):
 @triton.jit
 def code_of(doubled, C: tl.constexpr):
     """The scale's code, which may lie beyond the range, for the bits of each block's largest magnitude, times 2."""
-    if C.scale_up:
+    if C.scale_addend > 0:
         peak = ((doubled >> 1).to(tl.float32, bitcast=True) * C.peak_factor).to(tl.uint32, bitcast=True)
-        code = ((peak + ((1 << C.scale_shift) - 1)) >> C.scale_shift).to(tl.int32)
+        code = ((peak + C.scale_addend) >> C.scale_shift).to(tl.int32)
     else:
         code = (doubled >> (C.scale_shift + 1)).to(tl.int32)
     return tl.maximum(code - C.scale_base, C.scale_least)

@@ -237,7 +237,7 @@ def _error_added(total, x, inverse, OFFSET: tl.constexpr, level_ptr, C: tl.const
 @triton.constexpr_function
 def _may_exceed(C, offset: int) -> bool:
     """Whether values may be more than half a step above the top level under a scale so far from the first one."""
-    return offset < 0 or (offset == 0 and not C.scale_up)
+    return offset < 0 or (offset == 0 and C.scale_addend == 0)
 
 
 @triton.jit

@@ -48,9 +48,7 @@ def codes_of_largest(largest: Tensor, fmt: BFPFormat, dtype: str, least_exponent
     ``least_exponents`` [n_blocks], biased: what S must be at least, besides.
     """
     scale = fmt.scale_kind
-    bits = (largest * fmt.peak_factor).view(torch.int32).long()
-    if fmt.rounds_scale_up:
-        bits = bits + (1 << scale.shift) - 1
+    bits = (largest * fmt.peak_factor).view(torch.int32).long() + fmt.scale_addend
     codes = ((bits >> scale.shift) - scale.base).clamp(min=fmt.least_scale(dtype))
     if least_exponents is not None:
         codes = torch.maximum(codes, (least_exponents << scale.mantissa_bits) - scale.base)

@@ -132,7 +132,14 @@ class Block:
         return (max(exponents, default=0) - 13 - self.bias) << self.mantissa_bits
 
     def first(self, largest: float, apart: dict[int, int]) -> int:
-        target = Fraction(float(np.float32(largest) * np.float32(self.fmt.peak_factor)))
+        with np.errstate(over="ignore"):
+            product = float(np.float32(largest) * np.float32(self.fmt.peak_factor))
+        target = Fraction(min(product, 2.0**128))
+        if self.fmt.absmax:
+            below = [c for c in range(self.least, self.nan + 1) if self.scale(c) <= target]
+            code = max(below, default=self.least)
+            up = code < self.nan and target - self.scale(code) >= (self.scale(code + 1) - self.scale(code)) / 2
+            return max(code + up, self.floor(apart))
         up = self.fmt.scale in ("e5m3", "e6m2", "se5m2") or self.fmt.rounding in ("sr", "hash")
         if up:
             code = next((c for c in range(self.least, self.nan) if self.scale(c) >= target), self.nan)

@@ -29,6 +29,11 @@ TEXTS = [
         (2, ""), (3, "+e5m3"), (4, "+e5m3+search"), (5, "+e6m2+search"), (4, "+unsigned+e5m3"), (2, "+unsigned+search"),
         (2, "+se5m2"), (3, "+se5m2+search"),
     )),
+    *(f"bfp{width}b16{rest}+absmax" for width, rest in (
+        (2, "+e5m3"), (4, "+e6m2"), (8, "+twos+e5m3"), (2, "+unsigned+e5m3"), (8, "+unsigned+e6m2"), (3, ":gauss+e5m3"),
+        (3, ":gauss+unsigned+e6m2"), (3, ":gauss+se5m2"), (2, ":lossy-aggressive+e5m3"), (3, ":00010203+e5m3"),
+    )),
+    "bfp4b16+e5m3+absmax+o2+dither",
     "bfp3b16:lossy-lite", "bfp3b16:lossy-normal+e5m3", "bfp2b16:lossy-aggressive", "bfp2b16:lossy-lite+unsigned+e5m3",
     "bfp3b16:00204060+e5m3", "bfp2b16:c0001050+se5m2",
     "bfp3b16:learned+e5m3", "bfp3b16:learned+unsigned", "bfp2b16:learned+se5m2+search",
@@ -103,12 +108,16 @@ def formats(draw) -> BFPFormat:
     }
     if fields["width"] <= 5 - unsigned and draw(st.booleans()):
         signed = fields["width"] <= 3 and not unsigned and draw(st.booleans())
-        return BFPFormat(
-            **fields | {"codebook": "gauss", "search": draw(st.booleans())} | ({"scale": "se5m2"} if signed else {})
-        )
+        fields |= {"codebook": "gauss"} | ({"scale": "se5m2"} if signed else {})
+        return BFPFormat(**fields, **how_scaled(draw, fields["scale"]))
     rounding = draw(st.sampled_from(["nearest", "sr", "hash", "trunc"]))
-    search = rounding == "nearest" and draw(st.booleans())
-    return BFPFormat(**fields, rounding=rounding, search=search, twos=not unsigned and draw(st.booleans()))
+    how = how_scaled(draw, fields["scale"]) if rounding == "nearest" else {}
+    return BFPFormat(**fields, rounding=rounding, twos=not unsigned and draw(st.booleans()), **how)
+
+
+def how_scaled(draw, scale: str) -> dict[str, bool]:
+    name = draw(st.sampled_from(["", "search", *["absmax"] * (SCALES[scale].mantissa_bits > 0)]))
+    return {name: True} if name else {}
 
 
 @settings(deadline=None, max_examples=150)
@@ -146,7 +155,7 @@ def check_bound(fmt: BFPFormat, x: torch.Tensor) -> None:
     known = ~y.isnan().any(dim=1)
     largest = x[known].abs().amax(dim=1, keepdim=True).clamp_min(fmt.least_magnitude(name))
     assert ((x[known] - y[known]).abs() <= largest * fmt.error_bound(name)).all()
-    held = fmt.scale_kind.value(fmt.scale_kind.nan - 1) / 2
+    held = fmt.scale_kind.value(fmt.scale_kind.nan - 1) / 2 / max(1.0, fmt.peak_factor)
     assert known[(x.abs() <= held).all(dim=1)].all()  # no block within the range is lost
     assert not (known & ~x.isfinite().all(dim=1)).any()
     if fmt.unsigned:
