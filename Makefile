@@ -16,7 +16,7 @@ demo: $(READY)  ## train a small GPT on two ranks with compressed activations, a
 	$(BIN)/fxpipe demo
 
 test: $(READY)  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/pytest -n $(WORKERS)
 
 check: $(READY)  ## style, format and types
 	BIN=$(BIN) tools/check.sh
@@ -28,7 +28,7 @@ format: $(READY)  ## sort the imports and format every file
 	$(BIN)/ruff format
 
 golden: $(READY)  ## write the golden files of the tests anew
-	OMP_NUM_THREADS=1 $(BIN)/pytest --golden tests/plans/test_page.py tests/passes/test_every_pass.py
+	$(BIN)/pytest --golden tests/plans/test_page.py tests/passes/test_every_pass.py
 
 # Each prints a table and JSON, as ratios of one run, and fails where a figure falls short. They want a quiet machine.
 bench: $(READY)  ## measure speed, memory and exactness against their figures

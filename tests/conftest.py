@@ -1,10 +1,13 @@
 """``pytest --golden`` writes the files under ``golden/`` anew; look at the difference before it is committed."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: workers share the cores
 
 GOLDEN = Path(__file__).parent / "golden"
 

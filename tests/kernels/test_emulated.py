@@ -11,7 +11,10 @@ from fxpipe.triton_kernels import BFPFormat, launch, norm_launch, reference
 from fxpipe.triton_kernels.format import BLOCKS, WIDTHS
 
 TARGETS = [80, 90, 100]
-LIKE_OTHERS = ("bfp2b16+search", "bfp7b16+unsigned+search", "bfp5b64:gauss+e6m2+search", "bfp3b32:gauss+search")
+LIKE_OTHERS = (
+    "bfp2b16+search", "bfp7b16+unsigned+search", "bfp5b64:gauss+e6m2+search", "bfp3b32:gauss+search",
+    "bfp4b32:learned+unsigned+search", "bfp4b128:gauss+e5m3+search+o2",
+)  # fmt: skip
 """Of the family: they take long to compile, and others have all that they have."""
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RAGGED = 2 * launch.TILE + 2817  # a kernel for it has the path for full tiles and the path for the last

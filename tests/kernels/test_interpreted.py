@@ -13,7 +13,7 @@ FILES = [
 
 
 def test_the_kernels_equal_the_reference():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *FILES]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
     ran = subprocess.run(
         command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False, timeout=600
