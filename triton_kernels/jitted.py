@@ -50,7 +50,7 @@ def compress(x_flat: Tensor, fmt: BFPFormat) -> tuple[Tensor, ...]:
         values = _whole_blocks(x_flat[start:end], fmt.block).numpy()
 
         def encode(first: int, last: int, values: Floats = values, start: int = start) -> None:
-            part = values[first:last]
+            part = values[first:last].reshape(-1, fmt.block)
             _loops().compress(part, part.view(np.int32), *_stored(arrays, fmt, start + first, start + last), numbers)
 
         share_out(encode, _shares(len(values)))
@@ -68,7 +68,8 @@ def decompress(planes: Sequence[Tensor], fmt: BFPFormat, numel: int, dtype: torc
         floats = values.numpy()
 
         def decode(first: int, last: int, values: Floats = floats, start: int = start) -> None:
-            _loops().decompress(values[first:last], *_stored(arrays, fmt, start + first, start + last), numbers)
+            part = values[first:last].reshape(-1, fmt.block)
+            _loops().decompress(part, *_stored(arrays, fmt, start + first, start + last), numbers)
 
         share_out(decode, _shares(n))
         if dtype is torch.float16 and not fmt.is_basic:
