@@ -46,12 +46,14 @@ GRADIENT_SETTINGS = (
 TRAINED = {
     "text": (
         "bfp4b32:gauss+e6m2",
-        "norm=bfp4b32:gauss+e6m2,embedding=bfp4b32:gauss+e6m2,default=bfp3b32:gauss+e6m2",
+        "norm=bfp5b32:gauss+e6m2,default=bfp3b32:gauss+e6m2",
         "bfp2b32:gauss+se5m2",
     ),
     "digits": ("bfp4b32:gauss+e6m2+search", "bfp3b32:gauss+e6m2+search", "bfp2b32:gauss+se5m2+search"),
 }
-"""For each task. The search for the least error makes values smaller, which a transformer feels more than their noise."""
+"""For each task. The search for the least error makes values smaller, which a transformer feels more than their noise.
+
+Of the text task's values at 3 bits, those of the last norm weigh the most: they have more."""
 AT_MOST = {"cnn": 0.10, "vit": 0.10, "llama": 0.19}
 """Relative error of the gradient with 4 bits, 4.5 at most with scales and outliers."""
 TRAINING_LIMITS = ((2.35, 0.02), (3.35, 0.002), (4.3, None))
