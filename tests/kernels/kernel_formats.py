@@ -30,7 +30,7 @@ FAMILY = [
     "bfp3b8:gauss+unsigned+e5m3+search", "bfp3b32:gauss+search", "bfp2b128:gauss+se5m2+search",
     "bfp3b16:learned+e5m3+search", "bfp4b32:learned+unsigned+search",
     "bfp3b32:gauss+e5m3+absmax", "bfp4b16+e6m2+absmax", "bfp3b16:gauss+se5m2+absmax", "bfp8b32+unsigned+e5m3+absmax",
-    "bfp4b32:gauss+unsigned+e5m3+absmax+o1",
+    "bfp4b32:gauss+unsigned+e5m3+absmax+o1", "bfp2b16:40ff+e6m2+absmax",
     "bfp3b16:00204060+e5m3", "bfp2b16:c0001050+se5m2", "bfp4b8:0b192744597bacff+e5",
 ]  # fmt: skip
 """Those with options."""
