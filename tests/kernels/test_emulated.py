@@ -64,9 +64,9 @@ def test_other_targets_every_width(target, width, block, unsigned):
 
 @pytest.mark.parametrize(("place", "text"), [p for p in enumerate(FAMILY) if p[1] not in LIKE_OTHERS])
 def test_the_family(place, text):
-    """Each on one target and dtype, in turn."""
+    """Each on one target and dtype, in turn, with and without a last tile that is not full."""
     dtype, target = DTYPES[(place + place // 3) % 3], TARGETS[(1, 0, 1, 2)[place % 4]]
-    x = classes_in_turn(RAGGED, dtype, seed=place)
+    x = classes_in_turn(RAGGED if place // 2 % 2 else 3 * launch.TILE, dtype, seed=place)
     assert_equal(target, BFPFormat.parse(text), x, fused=(place % 2 == 0,))
 
 
