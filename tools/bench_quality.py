@@ -40,6 +40,7 @@ GRADIENT_SETTINGS = (
     "bfp4b32",
     "bfp4b32:gauss+e5m3+search",
     "bfp4b64:gauss+e5m3+search+o1",
+    "bfp4b16:gauss+e5m3+search",
     "bfp8b32",
     EIGHT,
 )
