@@ -239,6 +239,12 @@ def _copy(source, first, target, to, n):
 
 
 @_compiled
+def _shifts(width):
+    """Where the bits of a group begin that go to the planes of 16 and of 8 bits."""
+    return np.uint64(32 if width & 4 else 0), np.uint64((32 if width & 4 else 0) + (16 if width & 2 else 0))
+
+
+@_compiled
 def _pack(words, quads, code32, code16, code8, first, n, f):
     """``n`` groups of codes to the planes, from group ``first`` on."""
     width = f.width
@@ -247,8 +253,7 @@ def _pack(words, quads, code32, code16, code8, first, n, f):
         _copy(quads, 0, code32, 2 * first, 2 * n)
         return
     _narrow(words, n, width)
-    shift16 = np.uint64(32 if width & 4 else 0)
-    shift8 = shift16 + np.uint64(16 if width & 2 else 0)
+    shift16, shift8 = _shifts(width)
     if width & 4:
         _deal(words, n, code32, first, np.uint64(0))
     if width & 2:
@@ -263,8 +268,7 @@ def _unpack(words, quads, code32, code16, code8, first, n, f):
     if width == 8:
         _copy(code32, 2 * first, quads, 0, 2 * n)
     else:
-        shift16 = np.uint64(32 if width & 4 else 0)
-        shift8 = shift16 + np.uint64(16 if width & 2 else 0)
+        shift16, shift8 = _shifts(width)
         for g in range(n):
             words[g] = np.uint64(0)
         if width & 4:

@@ -85,6 +85,18 @@ def test_equals_the_oracle_on_every_class(text, dtype):
     assert_as_the_oracle(fmt, every_class(37, dtype))
 
 
+@pytest.mark.parametrize("text", [text for text in TEXTS if "+absmax" in text and "+o" not in text])
+def test_absmax_leaves_the_largest_value_where_it_is(text):
+    """To half a step of the scale."""
+    fmt = BFPFormat.parse(text)
+    x = normal(1 << 14, torch.Generator().manual_seed(1)).view(-1, fmt.block)
+    x = x.abs() if fmt.unsigned else x
+    y = decompress(compress(x.flatten(), fmt), fmt, x.numel(), x.dtype).view_as(x)
+    place = x.abs().argmax(dim=1, keepdim=True)
+    kept = y.gather(1, place) / x.gather(1, place)
+    assert ((kept - 1).abs() <= 2.0 ** -(1 + fmt.scale_kind.mantissa_bits) + 2.0**-20).all()
+
+
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 129])
 @pytest.mark.parametrize(
     "text", ["bfp3b16+e5", "bfp4b16:gauss+e5m3+search+o1", "bfp3b128:learned+e4", "bfp4b16+sr+dither"]
